@@ -113,14 +113,15 @@ func (p *Pool) Run(ctx context.Context) error {
 // done without waiting for those that are retiring.
 func (p *Pool) spawn(ctx context.Context, running *sync.WaitGroup) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	has := len(p.workers)
-	if has < p.desired {
-		making := p.desired - has
-		p.log.Debug().Int("has", has).Int("wants", p.desired).Int("making", making).Msg("starting workers")
-		p.notify("Job %s has only %d, wants %d, making %d.", p.job, has, p.desired, making)
+	has, wants := len(p.workers), p.desired
+	p.mu.Unlock()
+	if has < wants { // only this goroutine makes workers
+		p.log.Debug().Int("has", has).Int("wants", wants).Int("making", wants-has).Msg("starting workers")
+		p.notify("Job %s has only %d, wants %d, making %d.", p.job, has, wants, wants-has)
 	}
-	for ; has < p.desired; has++ {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ; has < wants; has++ {
 		id := p.Numbers.Next()
 		soft, retire := context.WithCancel(context.WithValue(ctx, inProgressKey{}, ctx))
 		w := &worker{retire: retire}
@@ -156,16 +157,17 @@ func (p *Pool) protect(ctx context.Context, id int) (err error) {
 }
 
 func (p *Pool) ended(id int, expected bool, err error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	delete(p.workers, id)
-	if expected && (err == nil || errors.Is(err, context.Canceled)) {
+	expected = expected && (err == nil || errors.Is(err, context.Canceled))
+	if expected {
 		p.notify("Child %d (%s) died: 0 (expected)", id, p.job)
 	} else {
 		p.log.Error().Err(err).Int("worker", id).Msg("worker ended by itself, starting another")
 		p.notify("Child %d (%s) died: 1 (UNEXPECTED)", id, p.job)
-		p.failed = true
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.workers, id)
+	p.failed = p.failed || !expected
 	p.poke()
 }
 
