@@ -1,0 +1,83 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/mogile/mogile/protocol"
+)
+
+const (
+	// digestRate is the least that a storage daemon is expected to hash, in
+	// bytes a second.
+	digestRate = 2 << 20
+	// fsckPatience is added where the daemon queues digests of low priority.
+	fsckPatience = 3600 * time.Second
+)
+
+// Digest is the digest of a file of size bytes (below 0: not known): computed
+// by the storage daemon if its side channel does so, within size / 2 MiB/s and
+// NodeTimeout (an hour where reason is "fsck", which has low priority there),
+// else read over HTTP and computed here. reason is a word or empty. Errors
+// match ErrMissing or ErrUnreachable.
+func (c *Client) Digest(ctx context.Context, url string, size int64, t protocol.HashType, reason string) (protocol.Checksum, error) {
+	h := t.New()
+	if h == nil {
+		return protocol.Checksum{}, fmt.Errorf("digest of %s: no algorithm %s", url, t)
+	}
+	if sum, ok := c.sideDigest(ctx, url, size, t, reason); ok {
+		return protocol.Checksum{Type: t, Sum: sum}, nil
+	}
+	r, err := c.send(ctx, c.reads, request{method: http.MethodGet, url: url, idle: c.o.NodeTimeout})
+	if err != nil {
+		return protocol.Checksum{}, err
+	}
+	defer r.Close()
+	if err := r.check(); err != nil {
+		return protocol.Checksum{}, err
+	}
+	buf := c.buffers.Get().(*[bufferSize]byte)
+	defer c.buffers.Put(buf)
+	n, err := io.CopyBuffer(h, r, buf[:])
+	if err != nil {
+		return protocol.Checksum{}, err
+	}
+	if r.ContentLength < 0 && size >= 0 && n != size {
+		// Without Content-Length an answer that was cut short cannot be told
+		// from a file that is.
+		return protocol.Checksum{}, fmt.Errorf("GET %s: %w: %d bytes instead of %d", url, ErrUnreachable, n, size)
+	}
+	return protocol.Checksum{Type: t, Sum: h.Sum(nil)}, nil
+}
+
+// sideDigest asks the side channel. It reports false where HTTP must be asked.
+func (c *Client) sideDigest(ctx context.Context, url string, size int64, t protocol.HashType, reason string) ([]byte, bool) {
+	_, addr, uri, err := split(url)
+	if err != nil {
+		return nil, false // HTTP has the same words for it
+	}
+	s := c.side(addr)
+	if s == nil {
+		return nil, false
+	}
+	timeout := time.Duration(max(size, 0))*time.Second/digestRate + c.o.NodeTimeout
+	if reason == "fsck" {
+		timeout += fsckPatience
+	}
+	line, err := c.ask(ctx, s, t.String(), uri, reason, timeout)
+	if err == nil {
+		var sum []byte
+		if sum, err = parseDigestReply(uri, t, line); err == nil {
+			return sum, true
+		}
+	}
+	if errors.Is(err, errNoSide) && ctx.Err() == nil {
+		c.leave(s, err)
+	}
+	c.o.Log.Debug().Str("url", url).Err(err).Msg("no digest from the side channel")
+	return nil, false
+}
