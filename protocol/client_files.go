@@ -1,0 +1,207 @@
+package protocol
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"iter"
+	"strconv"
+	"strings"
+)
+
+// PathsOptions say how [Client.Paths] looks for a file.
+type PathsOptions struct {
+	// NoVerify spares the tracker from checking that the first path is there
+	// with the right size.
+	NoVerify bool
+	// Count is the most paths wanted; less than 2 is 2.
+	Count int
+}
+
+// Paths are URLs of the file stored under key, best first. None is not an
+// error: no device that holds the file can be read. The error matches
+// [ErrUnknownKey] where there is no such file.
+func (c *Client) Paths(ctx context.Context, domain, key string, o PathsOptions) ([]string, error) {
+	args := Args{{"domain", domain}, {"key", key}}
+	if o.NoVerify {
+		args.Add("noverify", "1")
+	}
+	if o.Count > 2 {
+		args.AddInt("pathcount", int64(o.Count))
+	}
+	reply, err := c.Do(ctx, "get_paths", c.zoned(args))
+	if err != nil {
+		return nil, fmt.Errorf("paths of key %q in domain %q: %w", key, domain, err)
+	}
+	n := reply.Number("paths")
+	var paths []string
+	for i := int64(1); i <= n; i++ {
+		path, ok := reply.Lookup("path" + strconv.FormatInt(i, 10))
+		if !ok {
+			return nil, fmt.Errorf("paths of key %q: reply has %d of %d paths: %w", key, i-1, n, ErrBadReply)
+		}
+		paths = append(paths, path)
+	}
+	return paths, nil
+}
+
+// zoned adds the client's zone to the arguments of a command that deals in
+// paths.
+func (c *Client) zoned(args Args) Args {
+	if c.o.Zone != "" {
+		args.Add("zone", c.o.Zone)
+	}
+	return args
+}
+
+// Delete removes the file stored under key: at once from the namespace, soon
+// from the devices. The error matches [ErrUnknownKey] where there is none,
+// unless [ClientOptions].MissingOK is set.
+func (c *Client) Delete(ctx context.Context, domain, key string) error {
+	_, err := c.Do(ctx, "delete", Args{{"domain", domain}, {"key", key}})
+	if err == nil || c.o.MissingOK && errors.Is(err, ErrUnknownKey) {
+		return nil
+	}
+	return fmt.Errorf("delete key %q in domain %q: %w", key, domain, err)
+}
+
+// Rename gives the file stored under from the key to. The error matches
+// [ErrKeyExists] where that is in use, and [ErrUnknownKey] where there is no
+// such file, unless [ClientOptions].MissingOK is set.
+func (c *Client) Rename(ctx context.Context, domain, from, to string) error {
+	_, err := c.Do(ctx, "rename", Args{{"domain", domain}, {"from_key", from}, {"to_key", to}})
+	if err == nil || c.o.MissingOK && errors.Is(err, ErrUnknownKey) {
+		return nil
+	}
+	return fmt.Errorf("rename key %q to %q in domain %q: %w", from, to, domain, err)
+}
+
+// SetClass moves the file stored under key to another class of its domain
+// (the command updateclass). Copies are made or removed later. The error
+// matches [ErrClassNotFound], or [ErrInvalidKey] where there is no such file.
+func (c *Client) SetClass(ctx context.Context, domain, key, class string) error {
+	if _, err := c.Do(ctx, "updateclass", Args{{"domain", domain}, {"key", key}, {"class", class}}); err != nil {
+		return fmt.Errorf("move key %q in domain %q to class %q: %w", key, domain, class, err)
+	}
+	return nil
+}
+
+// FileInfo is what a tracker knows about a file.
+type FileInfo struct {
+	FID      FID
+	Domain   string
+	Class    string
+	Key      string
+	Length   int64
+	DevCount int      // copies believed to exist
+	DevIDs   []DevID  // where they are
+	Checksum Checksum // zero where the class has none, or the file not yet
+}
+
+// FileInfo describes the file stored under key. The error matches
+// [ErrUnknownKey] where there is none.
+func (c *Client) FileInfo(ctx context.Context, domain, key string) (FileInfo, error) {
+	reply, err := c.Do(ctx, "file_info", Args{{"domain", domain}, {"key", key}, {"devices", "1"}})
+	if err != nil {
+		return FileInfo{}, fmt.Errorf("info of key %q in domain %q: %w", key, domain, err)
+	}
+	f := FileInfo{
+		FID:      FID(reply.Number("fid")),
+		Domain:   reply.Get("domain"),
+		Class:    reply.Get("class"),
+		Key:      reply.Get("key"),
+		Length:   reply.Number("length"),
+		DevCount: int(reply.Number("devcount")),
+	}
+	if f.FID == 0 {
+		return FileInfo{}, fmt.Errorf("info of key %q: reply has no fid: %w", key, ErrBadReply)
+	}
+	for s := range strings.SplitSeq(reply.Get("devids"), ",") {
+		if n := Number(s); n > 0 {
+			f.DevIDs = append(f.DevIDs, DevID(n))
+		}
+	}
+	if s := reply.Get("checksum"); s != "" && s != "MISSING" && s != "NONE" {
+		name, digits, _ := strings.Cut(s, ":")
+		if t, ok := ParseHashType(name); ok {
+			sum, err := hex.DecodeString(digits)
+			if err != nil || len(sum) != t.Size() {
+				return FileInfo{}, fmt.Errorf("info of key %q: checksum %q: %w", key, s, ErrBadReply)
+			}
+			f.Checksum = Checksum{t, sum}
+		}
+	}
+	return f, nil
+}
+
+// keysPage is how many keys are asked for at once, the most that trackers give.
+const keysPage = 1000
+
+// Keys lists the keys that begin with prefix, in byte order. Keys stored or
+// deleted meanwhile may or may not be seen. An error ends the listing.
+func (c *Client) Keys(ctx context.Context, domain, prefix string) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		after := ""
+		for {
+			keys, err := c.KeysAfter(ctx, domain, prefix, after, keysPage)
+			if err != nil {
+				yield("", err)
+				return
+			}
+			for _, key := range keys {
+				if !yield(key, nil) {
+					return
+				}
+			}
+			if len(keys) < keysPage {
+				return
+			}
+			if next := keys[len(keys)-1]; next > after {
+				after = next
+				continue
+			}
+			yield("", fmt.Errorf("keys of domain %q: the page after %q does not advance: %w", domain, after, ErrBadReply))
+			return
+		}
+	}
+}
+
+// KeysAfter is one page of a listing: at most limit (up to 1,000) keys that
+// begin with prefix and are greater than after, in byte order. None is not an
+// error.
+func (c *Client) KeysAfter(ctx context.Context, domain, prefix, after string, limit int) ([]string, error) {
+	args := Args{{"domain", domain}, {"prefix", prefix}, {"after", after}}
+	args.AddInt("limit", int64(limit))
+	reply, err := c.Do(ctx, "list_keys", args)
+	if errors.Is(err, ErrNoneMatch) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("keys of domain %q: %w", domain, err)
+	}
+	return numbered(reply, "key_count", "key_")
+}
+
+// numbered are the values prefix1, prefix2 and so on, of which the field count
+// tells the number.
+func numbered(reply Args, count, prefix string) ([]string, error) {
+	n := reply.Number(count)
+	if n < 0 || n > int64(len(reply)) {
+		return nil, fmt.Errorf("reply has %s=%d and %d fields: %w", count, n, len(reply), ErrBadReply)
+	}
+	values := make([]string, n)
+	found := int64(0)
+	for _, f := range reply {
+		if digits, ok := strings.CutPrefix(f.Name, prefix); ok {
+			if i, err := strconv.ParseInt(digits, 10, 64); err == nil && i >= 1 && i <= n {
+				values[i-1] = f.Value
+				found++
+			}
+		}
+	}
+	if found != n {
+		return nil, fmt.Errorf("reply has %d of %d fields %s: %w", found, n, prefix, ErrBadReply)
+	}
+	return values, nil
+}
