@@ -1,0 +1,82 @@
+package storaged
+
+import (
+	"errors"
+	"strings"
+
+	"github.com/mogile/mogile/protocol"
+)
+
+// privateDir is the folder of each device that is storaged's own: identity and
+// unfinished uploads.
+const privateDir = ".mogile"
+
+// usageName is the name of a device's usage file.
+const usageName = "usage"
+
+// target is what a request's path names.
+type target struct {
+	dev  protocol.DevID // 0 where the path is outside of every device
+	name string         // below the device, without slashes at either end; empty is the device itself
+	dir  bool           // the path ended in a slash
+	root bool           // the path is "/"
+}
+
+// Refusals of [parseTarget].
+var (
+	errTraversal = errors.New("path contains ..")
+	errPrivate   = errors.New("path is in the daemon's own folder")
+	errBadPath   = errors.New("path is not absolute, or has control characters")
+)
+
+// parseTarget reads the path of a request. Several slashes count as one, and
+// components "." do not count. Any ".." is refused, wherever it stands, as is
+// everything in a device's private folder.
+func parseTarget(path string) (target, error) {
+	if strings.Contains(path, "..") {
+		return target{}, errTraversal
+	}
+	if !strings.HasPrefix(path, "/") {
+		return target{}, errBadPath
+	}
+	clean, slashes := true, true
+	for i := range len(path) {
+		switch c := path[i]; {
+		case c < ' ' || c == 0x7f:
+			return target{}, errBadPath
+		case c == '/' && i > 0 && path[i-1] == '/', c == '.' && path[i-1] == '/':
+			clean = false
+		case c != '/':
+			slashes = false
+		}
+	}
+	if slashes {
+		return target{root: true}, nil
+	}
+	var t target
+	if t.dir = strings.HasSuffix(path, "/"); clean {
+		path = strings.Trim(path, "/")
+	} else {
+		parts := strings.FieldsFunc(path, func(r rune) bool { return r == '/' })
+		kept := parts[:0]
+		for _, p := range parts {
+			if p != "." {
+				kept = append(kept, p)
+			}
+		}
+		t.dir = t.dir || parts[len(parts)-1] == "."
+		path = strings.Join(kept, "/")
+	}
+	if path == "" {
+		return target{root: true}, nil
+	}
+	dev, name, ok := protocol.CutDevice(path)
+	if !ok {
+		return target{}, nil
+	}
+	if first, _, _ := strings.Cut(name, "/"); first == privateDir {
+		return target{}, errPrivate
+	}
+	t.dev, t.name = dev, name
+	return t, nil
+}
