@@ -147,7 +147,11 @@ func (p MultipleHosts) Decide(q Question) Plan {
 	case Good:
 		return Plan{Verdict: Good}
 	case TooGood:
-		return surplus(q, want, judge)
+		// Hosts whose devices are all in drain or readonly do not count among
+		// those that the verdict compares with; the spread must not suffer by that.
+		return surplus(q, want, func(on, rest []Placement) bool {
+			return judge(rest) != Wait && hostsOf(rest) >= min(want, hostsOf(on))
+		})
 	}
 	candidates := candidates(q)
 	if len(candidates) == 0 {
@@ -195,7 +199,7 @@ func (p MultipleDevices) Decide(q Question) Plan {
 	case Good:
 		return Plan{Verdict: Good}
 	case TooGood:
-		return surplus(q, want, judge)
+		return surplus(q, want, func(_, rest []Placement) bool { return judge(rest) != Wait })
 	}
 	return copies(emptiestFirst(candidates(q), q.Rand), nil)
 }
@@ -244,18 +248,19 @@ func candidates(q Question) []*cluster.Device {
 	return c
 }
 
-// surplus plans which copies to drop from a file that has too many. judge is
-// the policy's verdict on any set of copies.
-func surplus(q Question, keep int, judge func([]Placement) Verdict) Plan {
+// surplus plans which copies to drop from a file that has more than keep, which
+// every policy wants dropped, until keep are left. may says whether the policy
+// lets the copies on become rest, one fewer.
+func surplus(q Question, keep int, may func(on, rest []Placement) bool) Plan {
 	plan := Plan{Verdict: TooGood, Keep: keep}
 	left := slices.Clone(q.On)
-	for judge(left) == TooGood {
+	for len(left) > keep {
 		plan.Blocked = false
 		all := slices.Clone(left)
 		slices.SortFunc(left, func(a, b Placement) int { return goesFirst(a, b, all) })
 		i := slices.IndexFunc(left, func(p Placement) bool {
 			rest := without(left, p.Device)
-			if judge(rest) == Wait {
+			if !may(left, rest) {
 				return false
 			}
 			if !p.Readable || !p.Device.LetsDelete() || readable(rest) < keep {

@@ -1,0 +1,454 @@
+package placement
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+	"github.com/mogile/mogile/tracker/cluster"
+)
+
+func seeded(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 1)) }
+
+// device is one that takes files: alive, writeable, a tenth of its 1000 MiB
+// used.
+func device(id int, host *cluster.Host) *cluster.Device {
+	total, used := int64(1000), int64(100)
+	return &cluster.Device{
+		Device: schema.Device{
+			ID: protocol.DevID(id), HostID: host.ID, Status: schema.DeviceAlive, Weight: 100,
+			TotalMB: &total, UsedMB: &used,
+		},
+		Host:     host,
+		Observed: cluster.DeviceWriteable,
+	}
+}
+
+func host(id int) *cluster.Host {
+	return &cluster.Host{
+		Host:     schema.Host{ID: schema.HostID(id), Status: schema.HostAlive, IP: "127.0.0.1", Port: 7500},
+		Observed: cluster.HostReachable,
+	}
+}
+
+// layout reads a cluster and a file's copies as the tables of the specification
+// write them: "h1: d1* d2; h2 (down): d3=drain*", where a star is a copy.
+// Copies on dead devices do not count.
+func layout(t testing.TB, s string) (devs []*cluster.Device, on []Placement) {
+	t.Helper()
+	for part := range strings.SplitSeq(s, ";") {
+		head, list, ok := strings.Cut(part, ":")
+		if !ok {
+			t.Fatalf("layout %q: no colon in %q", s, part)
+		}
+		name, state, _ := strings.Cut(strings.TrimSpace(head), " ")
+		id, err := strconv.Atoi(strings.TrimPrefix(name, "h"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := host(id)
+		if state != "" {
+			h.Status = strings.Trim(state, "()")
+			h.Observed = cluster.HostUnreachable
+		}
+		for word := range strings.FieldsSeq(list) {
+			word, has := strings.CutSuffix(word, "*")
+			name, state, _ := strings.Cut(word, "=")
+			id, err := strconv.Atoi(strings.TrimPrefix(name, "d"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			d := device(id, h)
+			switch state {
+			case "":
+			case "full":
+				*d.UsedMB = *d.TotalMB
+			case "half":
+				*d.UsedMB = *d.TotalMB / 2
+			case "unknown":
+				d.TotalMB, d.UsedMB = nil, nil
+			case "away":
+				d.Observed = cluster.DeviceUnreachable
+			default:
+				d.Status = state
+				if !d.Monitored() {
+					d.Observed = cluster.DeviceUnreachable
+				}
+			}
+			devs = append(devs, d)
+			if has && !d.Dead() {
+				on = append(on, Placement{Device: d, Readable: d.Readable()})
+			}
+		}
+	}
+	return devs, on
+}
+
+func ids(devs []*cluster.Device) string {
+	var n []int
+	for _, d := range devs {
+		n = append(n, int(d.ID))
+	}
+	slices.Sort(n)
+	return strings.Trim(fmt.Sprint(n), "[]")
+}
+
+func inOrder(devs []*cluster.Device) string {
+	var n []int
+	for _, d := range devs {
+		n = append(n, int(d.ID))
+	}
+	return strings.Trim(fmt.Sprint(n), "[]")
+}
+
+// answer is a plan in the words of the specification's tables.
+func answer(p Plan) string {
+	switch p.Verdict {
+	case Good:
+		return "all good"
+	case TooGood:
+		return "too good"
+	case Wait:
+		return "temp fail"
+	}
+	if len(p.Ideal) > 0 {
+		return "ideal " + ids(p.Ideal)
+	}
+	return "desperate " + ids(p.Desperate)
+}
+
+func TestMultipleHosts(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		min    int
+		layout string
+		want   string
+	}{
+		// MogileFS 2.73's own vectors.
+		{2, "h1: d1* d2; h2: d3* d4", "all good"},
+		{2, "h1: d1* d2; h2: d3 d4", "ideal 3 4"},
+		{2, "h1: d1* d2*; h2: d3 d4", "ideal 3 4"},
+		{2, "h1: d1 d2; h2: d3 d4", "ideal 1 2 3 4"},
+		{2, "h1: d1* d2; h2 (down): d3 d4", "desperate 2"},
+		{2, "h1: d1* d2; h2 (down): d3 d4; h3: d5 d6", "ideal 5 6"},
+		{2, "h1: d1 d2=dead*; h2: d3* d4", "ideal 1"},
+		{3, "h1: d1 d2*; h2: d3* d4", "ideal 1 4"},
+		{3, "h1: d1 d2*; h2: d3* d4; h3: d5", "ideal 5"},
+		{3, "h1: d1 d2*; h2: d3* d4; h3 (down): d5", "desperate 1 4"},
+		{2, "h1: d1*; h2: d3*; h3: d5*", "too good"},
+		{2, "h1: d1* d2*; h2: d3*", "too good"},
+		{3, "h1: d1 d2*; h2: d3* d4*", "all good"},
+		{2, "h1: d3=drain* d5; h2: d4* d6", "all good"},
+		{2, "h1: d3=drain* d5*; h2: d4*", "too good"},
+		{3, "h1: d1=full d2=full; h2: d3=full d4=full; h3: d5* d6; h4: d7* d8", "desperate 6 8"},
+		{3, "h1: d1=full d2=full; h2: d3=full d4=full; h3: d5* d6; h4: d7* d8*", "temp fail"},
+		// The rows of the decision table that the vectors leave out.
+		{1, "h1: d1* d2; h2: d3", "all good"},
+		{1, "h1: d1* d2*; h2: d3", "too good"},
+		{0, "h1: d1* d2; h2: d3", "all good"},
+		{5, "h1: d1* d2*; h2: d3*", "all good"},
+		{5, "h1: d1* d2*; h2: d3* d4", "ideal 4"},
+		{2, "h1: d1*; h2: d2=away", "temp fail"},
+		{2, "h1: d1*; h2: d2=readonly; h3: d3=drain; h4: d4=down", "temp fail"},
+		{2, "h1: d1* d2=unknown; h2: d3=unknown", "temp fail"},
+		{3, "h1: d1* d2* d5; h2: d3=unknown; h3: d4*", "temp fail"},
+		{2, "h1: d1=down* d2; h2: d3=readonly* d4", "all good"},
+	} {
+		t.Run(fmt.Sprint(c.min, " ", c.layout), func(t *testing.T) {
+			devs, on := layout(t, c.layout)
+			q := Question{On: on, Devices: devs, MinDevCount: c.min, MinFreeMB: 100, Rand: seeded(1)}
+			if got := answer(MultipleHosts{}.Decide(q)); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+			q.MinDevCount = 99
+			if got := answer(MultipleHosts{Count: max(1, c.min)}.Decide(q)); got != c.want {
+				t.Errorf("with its own number: got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestMultipleDevices(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		min    int
+		layout string
+		want   string
+	}{
+		{2, "h1: d1* d2; h2: d3 d4", "ideal 2 3 4"},
+		{2, "h1: d1* d2*; h2: d3 d4", "all good"},
+		{2, "h1: d1* d2; h2 (down): d3 d4", "ideal 2"},
+		{1, "h1: d1*", "all good"},
+		{2, "h1: d1*", "temp fail"},
+		{3, "h1: d1* d2*", "all good"},
+		{2, "h1: d1* d2* d3*", "too good"},
+		{2, "h1: d1* d2=full", "temp fail"},
+	} {
+		t.Run(fmt.Sprint(c.min, " ", c.layout), func(t *testing.T) {
+			devs, on := layout(t, c.layout)
+			q := Question{On: on, Devices: devs, MinDevCount: c.min, MinFreeMB: 100, Rand: seeded(1)}
+			if got := answer(MultipleDevices{}.Decide(q)); got != c.want {
+				t.Errorf("got %s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestSkippedDevicesAreNoDestinations(t *testing.T) {
+	t.Parallel()
+	devs, on := layout(t, "h1: d1* d2; h2: d3 d4")
+	q := Question{On: on, Devices: devs, MinDevCount: 2, Rand: seeded(1), Skip: []protocol.DevID{3}}
+	if got := answer(MultipleHosts{}.Decide(q)); got != "ideal 4" {
+		t.Errorf("3 skipped: %s", got)
+	}
+	q.Skip = []protocol.DevID{3, 4}
+	p := MultipleHosts{}.Decide(q)
+	if got := answer(p); got != "desperate 2" || p.Target().ID != 2 {
+		t.Errorf("3 and 4 skipped: %s, target %v", got, p.Target())
+	}
+	q.Skip = []protocol.DevID{2, 3, 4}
+	p = MultipleHosts{}.Decide(q)
+	if got := answer(p); got != "temp fail" || p.Target() != nil {
+		t.Errorf("all skipped: %s, target %v", got, p.Target())
+	}
+}
+
+func TestDrops(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		name    string
+		policy  Policy
+		min     int
+		layout  string
+		drop    string // in order
+		blocked bool
+	}{
+		{"drain first", MultipleHosts{}, 2, "h1: d3=drain* d5*; h2: d4*", "3", false},
+		{"drain before the same host", MultipleHosts{}, 2, "h1: d1* d2*; h2: d3=drain*; h3: d4*", "3 1", false},
+		{"same host before fullest", MultipleHosts{}, 2, "h1: d1* d2*; h2: d3=half*", "1", false},
+		{"the fuller of a host", MultipleHosts{}, 2, "h1: d1* d2=half*; h2: d3*", "2", false},
+		{"the fullest host", MultipleHosts{}, 2, "h1: d1*; h2: d2=half*; h3: d3*", "2", false},
+		{"several", MultipleHosts{}, 1, "h1: d1*; h2: d2=half*; h3: d3*", "2 1", false},
+		{"never the last of a host that is needed", MultipleHosts{}, 2, "h1: d1* d2*; h2: d3=drain*", "1", false},
+		{"one cannot be read", MultipleHosts{}, 2, "h1: d1*; h2: d2*; h3: d3=down*", "", true},
+		{"readonly stays, others go", MultipleHosts{}, 2, "h1: d1*; h2: d2*; h3: d3=readonly*", "1", false},
+		{"only readonly is too many", MultipleHosts{}, 2, "h1: d1=readonly* d2=readonly*; h2: d3*", "", true},
+		{"readonly host", MultipleHosts{}, 1, "h1 (readonly): d1*; h2: d2*", "", true},
+		// Four copies on two hosts where three are wanted on three: whatever
+		// goes, the policy would want another copy.
+		{"nothing helps", MultipleHosts{}, 3, "h1: d1* d2*; h2: d3* d4*; h3: d5", "", false},
+		{"devices, fullest first", MultipleDevices{}, 1, "h1: d1* d2=half* d3=drain*", "3 2", false},
+		{"devices, unreadable", MultipleDevices{}, 1, "h1: d1* d2=away*", "", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			devs, on := layout(t, c.layout)
+			p := c.policy.Decide(Question{On: on, Devices: devs, MinDevCount: c.min, Rand: seeded(1)})
+			if p.Verdict != TooGood || p.Keep != c.min {
+				t.Fatalf("verdict %v, keep %d", p.Verdict, p.Keep)
+			}
+			if got := inOrder(p.Drop); got != c.drop || p.Blocked != c.blocked {
+				t.Errorf("drop %q blocked %v, want %q %v", got, p.Blocked, c.drop, c.blocked)
+			}
+		})
+	}
+}
+
+func TestParsePolicy(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		in   string
+		want string // canonical, or the refusal's text
+	}{
+		{"", "MultipleHosts()"},
+		{"MultipleHosts()", "MultipleHosts()"},
+		{"MultipleHosts(3)", "MultipleHosts(3)"},
+		{"MultipleHosts(0)", "MultipleHosts()"},
+		{"MultipleHosts(007)", "MultipleHosts(7)"},
+		{" \n MultipleHosts \t (\n 5 \r\n ) ", "MultipleHosts(5)"},
+		{"MultipleDevices()", "MultipleDevices()"},
+		{"MultipleDevices ( 2 ) and what follows", "MultipleDevices(2)"},
+		{"MogileFS::ReplicationPolicy::MultipleDevices(2)", "MultipleDevices(2)"},
+		{"MultipleHosts", "expected ( after MultipleHosts at the end"},
+		{"MultipleHosts[2]", `expected ( after MultipleHosts at "[2]"`},
+		{"MultipleHosts(2", "expected a number of copies or ) in MultipleHosts at the end"},
+		{"MultipleHosts(two)", `expected a number of copies or ) in MultipleHosts at "two)"`},
+		{"MultipleHosts(2 3)", `expected a number of copies or ) in MultipleHosts at "3)"`},
+		{"MultipleHosts(-1)", `expected a number of copies or ) in MultipleHosts at "-1)"`},
+		{"MultipleHosts(99999999999999999999)", "MultipleHosts cannot make 99999999999999999999 copies; there are at most 32767 devices"},
+		{"MultipleHosts(32768)", "MultipleHosts cannot make 32768 copies; there are at most 32767 devices"},
+		{"multiplehosts()", `unknown policy "multiplehosts"; supported are MultipleHosts() and MultipleDevices()`},
+		{"My::Policy()", `unknown policy "My::Policy"; supported are MultipleHosts() and MultipleDevices()`},
+		{"HostsPerNetwork(a=1)", "HostsPerNetwork is not supported; supported are MultipleHosts() and MultipleDevices()"},
+		{"MultipleNetworks()", "MultipleNetworks is not supported; supported are MultipleHosts() and MultipleDevices()"},
+		{"Union(MultipleHosts(2), MultipleDevices(1))", "Union is not supported; supported are MultipleHosts() and MultipleDevices()"},
+		{"(2)", `expected the name of a policy at "(2)"`},
+		{"  ", "expected the name of a policy at the end"},
+	} {
+		p, err := ParsePolicy(c.in)
+		got := ""
+		if err != nil {
+			e, ok := err.(*protocol.Error)
+			if !ok || e.Code != "invalid_replpolicy" {
+				t.Errorf("%q: error %v is not invalid_replpolicy", c.in, err)
+				continue
+			}
+			got = e.Text
+		} else {
+			got = p.String()
+		}
+		if got != c.want {
+			t.Errorf("%q: got %q, want %q", c.in, got, c.want)
+		}
+	}
+}
+
+func FuzzParsePolicy(f *testing.F) {
+	for _, s := range []string{
+		"", "MultipleHosts()", "MultipleHosts(3)", " MultipleDevices ( 2 ) tail", "MultipleHosts",
+		"HostsPerNetwork(near=2,far=1)", "Union(MultipleHosts(), MultipleDevices(2),)", "MultipleHosts(\x00)",
+		"MogileFS::ReplicationPolicy::MultipleHosts(1)", "MultipleHosts(4294967298)",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, err := ParsePolicy(s)
+		if err != nil {
+			if e, ok := err.(*protocol.Error); !ok || e.Code != "invalid_replpolicy" || e.Text == "" {
+				t.Fatalf("%q: %v", s, err)
+			}
+			return
+		}
+		again, err := ParsePolicy(p.String())
+		if err != nil {
+			t.Fatalf("%q reads as %v, which does not read: %v", s, p, err)
+		}
+		if diff := cmp.Diff(p, again); diff != "" {
+			t.Fatalf("%q: %s", s, diff)
+		}
+	})
+}
+
+// aCluster draws hosts and devices in any state, and copies anywhere.
+func aCluster(t *rapid.T) Question {
+	q := Question{
+		MinDevCount: rapid.IntRange(0, 5).Draw(t, "mindevcount"),
+		MinFreeMB:   100,
+		Rand:        seeded(rapid.Uint64().Draw(t, "seed")),
+	}
+	hosts := rapid.IntRange(1, 5).Draw(t, "hosts")
+	id := 0
+	for h := 1; h <= hosts; h++ {
+		hst := host(h)
+		hst.Status = rapid.SampledFrom([]string{schema.HostAlive, schema.HostAlive, schema.HostAlive, schema.HostReadonly, schema.HostDown, schema.HostDead}).Draw(t, "host status")
+		if rapid.IntRange(0, 9).Draw(t, "host away") == 0 {
+			hst.Observed = cluster.HostUnreachable
+		}
+		for range rapid.IntRange(1, 4).Draw(t, "devices") {
+			id++
+			d := device(id, hst)
+			d.Status = rapid.SampledFrom([]string{schema.DeviceAlive, schema.DeviceAlive, schema.DeviceAlive, schema.DeviceDrain, schema.DeviceReadonly, schema.DeviceDown, schema.DeviceDead}).Draw(t, "status")
+			d.Observed = rapid.SampledFrom([]cluster.DeviceState{cluster.DeviceWriteable, cluster.DeviceWriteable, cluster.DeviceReadable, cluster.DeviceUnreachable, ""}).Draw(t, "observed")
+			*d.UsedMB = rapid.Int64Range(0, 1000).Draw(t, "used")
+			if rapid.IntRange(0, 9).Draw(t, "size unknown") == 0 {
+				d.TotalMB = nil
+			}
+			q.Devices = append(q.Devices, d)
+			if !d.Dead() && rapid.IntRange(0, 2).Draw(t, "copy") == 0 {
+				q.On = append(q.On, Placement{Device: d, Readable: d.Readable()})
+			}
+			if rapid.IntRange(0, 9).Draw(t, "skip") == 0 {
+				q.Skip = append(q.Skip, d.ID)
+			}
+		}
+	}
+	return q
+}
+
+// TestPlansConverge carries out what the policy says until it says nothing
+// more. Copies come before drops and never after one, a drop never leaves the
+// policy unsatisfied or fewer than Keep other readable copies, and it ends.
+func TestPlansConverge(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		q := aCluster(t)
+		policy := rapid.SampledFrom([]Policy{
+			MultipleHosts{}, MultipleHosts{Count: 2}, MultipleHosts{Count: 3}, MultipleDevices{}, MultipleDevices{Count: 2},
+		}).Draw(t, "policy")
+		dropped := false
+		for steps := 0; ; steps++ {
+			if steps > 2*len(q.Devices) {
+				t.Fatalf("no end after %d steps", steps)
+			}
+			p := policy.Decide(q)
+			switch p.Verdict {
+			case Good, Wait:
+				if p.Target() != nil || len(p.Drop) > 0 {
+					t.Fatalf("%v with actions: %+v", p.Verdict, p)
+				}
+				if dropped && p.Verdict != Good {
+					t.Fatalf("%v after a drop", p.Verdict)
+				}
+				return
+			case Copy:
+				if dropped {
+					t.Fatal("a copy is wanted after a drop")
+				}
+				for _, d := range slices.Concat(p.Ideal, p.Desperate) {
+					if !d.TakesFiles(q.MinFreeMB) || slices.Contains(q.Skip, d.ID) ||
+						slices.ContainsFunc(q.On, func(o Placement) bool { return o.Device == d }) {
+						t.Fatalf("dev%d cannot be a destination", d.ID)
+					}
+				}
+				d := p.Target()
+				if d == nil {
+					t.Fatal("copy without a destination")
+				}
+				q.On = append(q.On, Placement{Device: d, Readable: d.Readable()})
+			case TooGood:
+				if len(p.Drop) == 0 {
+					return
+				}
+				for _, d := range p.Drop {
+					dropped = true
+					q.On = without(q.On, d)
+					if v := policy.Decide(q).Verdict; v != Good && v != TooGood {
+						t.Fatalf("dropping dev%d leaves %v", d.ID, v)
+					}
+					if n := readable(q.On); n < p.Keep {
+						t.Fatalf("dropping dev%d leaves %d readable copies of %d", d.ID, n, p.Keep)
+					}
+					if !d.LetsDelete() || !d.Readable() {
+						t.Fatalf("dev%d lets nothing be dropped", d.ID)
+					}
+				}
+				if v := policy.Decide(q); len(v.Drop) > 0 {
+					t.Fatalf("the plan left dev%d to drop", v.Drop[0].ID)
+				}
+			}
+		}
+	})
+}
+
+func BenchmarkDecide(b *testing.B) {
+	var devs []*cluster.Device
+	for h := range 50 {
+		hst := host(h + 1)
+		for d := range 20 {
+			devs = append(devs, device(h*20+d+1, hst))
+		}
+	}
+	q := Question{On: []Placement{{devs[0], true}}, Devices: devs, MinDevCount: 2, Rand: seeded(1)}
+	for b.Loop() {
+		if p := (MultipleHosts{}).Decide(q); p.Target() == nil {
+			b.Fatal("no target")
+		}
+	}
+}
