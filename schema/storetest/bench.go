@@ -1,0 +1,107 @@
+package storetest
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+)
+
+// Bench runs the benchmarks of the hot operations on the engine that fresh
+// makes databases of, each at 1, 16 and 64 goroutines. They report what users
+// feel: operations a second.
+func Bench(b *testing.B, fresh Fresh) {
+	for _, c := range []struct {
+		name  string
+		bench func(e *env) func(i int64) error
+	}{
+		{"create_open+close", benchCreate},
+		{"lookup", benchLookup},
+		{"claim+finish", benchClaim},
+	} {
+		for _, clients := range []int{1, 16, 64} {
+			b.Run(fmt.Sprintf("%s/clients=%d", c.name, clients), func(b *testing.B) {
+				e := newEnv(b, fresh)
+				spread(b, clients, c.bench(e))
+			})
+		}
+	}
+}
+
+// spread has clients goroutines call f b.N times in all, with a number that
+// rises.
+func spread(b *testing.B, clients int, f func(i int64) error) {
+	turns := make(chan struct{}, clients)
+	done := make(chan struct{})
+	var next atomic.Int64
+	go func() {
+		defer close(done)
+		parallel(clients, func(int) {
+			for range turns {
+				if err := f(next.Add(1)); err != nil {
+					b.Error(err)
+				}
+			}
+		})
+	}()
+	for b.Loop() {
+		turns <- struct{}{}
+	}
+	close(turns)
+	<-done
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "ops/s")
+}
+
+func benchCreate(e *env) func(i int64) error {
+	return func(i int64) error {
+		key := fmt.Sprintf("bench/%08d", i)
+		fid, err := e.CreateTempfile(e.ctx, e.upload(key))
+		if err != nil {
+			return err
+		}
+		return e.CloseFile(e.ctx, e.closing(fid, key))
+	}
+}
+
+func benchLookup(e *env) func(i int64) error {
+	const files = 2000
+	create := benchCreate(e)
+	parallel(32, func(g int) {
+		for i := g; i < files; i += 32 {
+			if err := create(int64(i)); err != nil {
+				e.Error(err)
+			}
+		}
+	})
+	return func(i int64) error {
+		_, _, err := e.FileByKey(e.ctx, e.dmid, fmt.Sprintf("bench/%08d", i*7919%files))
+		return err
+	}
+}
+
+// benchClaim keeps the queue filled; an operation is one fid queued, claimed in
+// a batch, and finished.
+func benchClaim(e *env) func(i int64) error {
+	const batch = 20
+	return func(i int64) error {
+		if i%batch != 0 {
+			return nil
+		}
+		fids := make([]protocol.FID, batch)
+		for j := range fids {
+			fids[j] = protocol.FID(i + int64(j))
+		}
+		if err := e.QueueReplication(e.ctx, fids, 0, 0); err != nil {
+			return err
+		}
+		jobs, err := e.Claim(e.ctx, schema.QueueReplicate, batch, time.Hour)
+		if err != nil {
+			return err
+		}
+		_, err = e.Finish(e.ctx, jobs)
+		return err
+	}
+}
