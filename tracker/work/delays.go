@@ -45,3 +45,15 @@ func ForbiddenDelay(failcount int) time.Duration {
 func UndeletedDelay(failcount int) time.Duration {
 	return 1800 * time.Second * time.Duration(1+max(0, failcount))
 }
+
+// longestCopyDelay bounds [CopyDelay].
+const longestCopyDelay = 600 * time.Second
+
+// CopyDelay is when the deletion of a single copy is tried again: 5 s at first,
+// doubling up to 10 minutes, times a random factor from 0.8 to 1.2. MogileFS has
+// no such queue. The times are shorter than those for whole files because the
+// device takes no new copy of the fid until the old one is gone.
+func CopyDelay(failcount int, rng *rand.Rand) time.Duration {
+	d := min(5*time.Second<<min(max(0, failcount), 10), longestCopyDelay)
+	return time.Duration(float64(d) * (0.8 + 0.4*rng.Float64()))
+}

@@ -55,6 +55,7 @@ type Feed struct {
 	taken     map[*Lease]bool
 	size      int             // of the next claim
 	claimed   time.Time       // last successful claim
+	sent      uint64          // rows taken so far
 	nextClaim time.Time       // not before this, unless woken
 	woken     <-chan struct{} // as of the last claim
 	failures  int             // claims that failed in a row
@@ -139,6 +140,7 @@ func (f *Feed) takeWaiting(limit int) []*Lease {
 			continue
 		}
 		f.taken[l] = true
+		f.sent++
 		leases = append(leases, l)
 	}
 	return leases
@@ -227,6 +229,14 @@ func Wait(ctx context.Context, feeds ...*Feed) {
 	case <-woken:
 	case <-ctx.Done():
 	}
+}
+
+// Stats are how many rows are claimed and not taken, and how many were taken so
+// far.
+func (f *Feed) Stats() (queued int, sent uint64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.waiting), f.sent
 }
 
 // Run renews the leases of rows that are being worked on until ctx is

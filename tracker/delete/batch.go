@@ -1,0 +1,339 @@
+package deleter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+	"github.com/mogile/mogile/tracker/cluster"
+	"github.com/mogile/mogile/tracker/storage"
+	"github.com/mogile/mogile/tracker/work"
+)
+
+// lateChecks are when a device that had nothing of a fid is asked once more, in
+// ages of a tempfile.
+var lateChecks = [...]time.Duration{1, 6, 24}
+
+// batch is some leased rows that are worked on together.
+type batch struct {
+	w    *Worker
+	snap *cluster.Snapshot
+	held *work.Held
+
+	mu   sync.Mutex // guards away
+	away map[protocol.DevID]bool
+}
+
+// begin locks the fids of leases and returns those whose fid was free; the
+// others are given back. A batch that is returned must be ended, with an error
+// too.
+func (w *Worker) begin(ctx context.Context, leases []*work.Lease) (*batch, []*work.Lease, error) {
+	snap := w.o.Cluster.Snapshot()
+	if snap == nil {
+		return nil, nil, errors.New("nothing is known of the cluster yet")
+	}
+	fids := make([]protocol.FID, 0, len(leases))
+	for _, l := range leases {
+		fids = append(fids, l.Job().FID)
+	}
+	held, err := w.o.Fids.TryLock(ctx, fids...)
+	if err != nil {
+		return nil, nil, err
+	}
+	b := &batch{w: w, snap: snap, held: held, away: make(map[protocol.DevID]bool)}
+	var mine []*work.Lease
+	var busy errgroup.Group
+	busy.SetLimit(batchSize)
+	for _, l := range leases {
+		if held.Has(l.Job().FID) {
+			mine = append(mine, l)
+			continue
+		}
+		busy.Go(func() error { return l.GiveBack(ctx, work.LockedDelay) })
+	}
+	return b, mine, busy.Wait()
+}
+
+func (b *batch) end(ctx context.Context) {
+	if err := b.held.Release(ctx); err != nil {
+		b.w.o.Log.Warn().Err(err).Msg("fid locks not given back")
+	}
+}
+
+func endAll(leases []*work.Lease) {
+	for _, l := range leases {
+		l.End()
+	}
+}
+
+func fidsOf(leases []*work.Lease) []protocol.FID {
+	fids := make([]protocol.FID, 0, len(leases))
+	for _, l := range leases {
+		if fid := l.Job().FID; !slices.Contains(fids, fid) {
+			fids = append(fids, fid)
+		}
+	}
+	return fids
+}
+
+// result is what became of one copy.
+type result string
+
+const (
+	deleted   result = "deleted"
+	missing   result = "missing"
+	forgotten result = "forgotten"
+	wanted    result = "wanted"
+	failed    result = "failed"
+	deferred  result = "deferred"
+)
+
+// gone reports whether nothing of the copy is left that could be deleted.
+func (r result) gone() bool { return r == deleted || r == missing || r == forgotten }
+
+// remove deletes one copy, or says after what delay it should be tried again,
+// by the rules for whole files. An error is the end of ctx.
+func (b *batch) remove(ctx context.Context, fid protocol.FID, dev protocol.DevID, failcount int) (result, time.Duration, error) {
+	r, delay, err := b.try(ctx, fid, dev, failcount)
+	if err == nil {
+		b.w.metrics.copies.WithLabelValues(string(r)).Inc()
+	}
+	return r, delay, err
+}
+
+func (b *batch) try(ctx context.Context, fid protocol.FID, dev protocol.DevID, failcount int) (result, time.Duration, error) {
+	d := b.snap.Device(dev)
+	switch {
+	case d == nil && failcount == 0:
+		// It may be so new that the snapshot does not have it.
+		return deferred, work.NotWriteableDelay(0), nil
+	case d == nil, d.Dead():
+		return forgotten, 0, nil
+	case !d.Writeable():
+		return deferred, work.NotWriteableDelay(failcount), nil
+	case !d.LetsDelete():
+		return deferred, work.ForbiddenDelay(failcount), nil
+	}
+	release, err := b.w.devices.Acquire(ctx, dev)
+	if err != nil {
+		return "", 0, context.Cause(ctx)
+	}
+	defer release()
+	if b.isAway(dev) {
+		return deferred, work.UndeletedDelay(failcount), nil
+	}
+	err = b.w.o.Storage.Delete(ctx, d.WriteURL(fid, cluster.Viewer{}))
+	switch {
+	case err == nil:
+		return deleted, 0, nil
+	case errors.Is(err, storage.ErrMissing):
+		return missing, 0, nil
+	case ctx.Err() != nil:
+		return "", 0, context.Cause(ctx)
+	}
+	if _, answered := errors.AsType[*storage.StatusError](err); !answered {
+		b.setAway(dev) // the rest of the batch does not wait for it too
+	}
+	b.w.o.Log.Warn().Err(err).Uint64("fid", uint64(fid)).Uint32("devid", uint32(dev)).Msg("copy not deleted")
+	return failed, work.UndeletedDelay(failcount), nil
+}
+
+func (b *batch) isAway(dev protocol.DevID) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.away[dev]
+}
+
+func (b *batch) setAway(dev protocol.DevID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.away[dev] = true
+}
+
+// deleteFiles works on rows of file_to_delete2.
+func (w *Worker) deleteFiles(ctx context.Context, leases []*work.Lease) error {
+	if len(leases) == 0 {
+		return nil
+	}
+	defer endAll(leases)
+	b, leases, err := w.begin(ctx, leases)
+	if b == nil {
+		return err
+	}
+	defer b.end(ctx)
+	if err != nil {
+		return err
+	}
+	locked, cancel := b.held.Context(ctx)
+	defer cancel()
+	files, locations, err := b.read(locked, fidsOf(leases))
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	for _, l := range leases {
+		g.Go(func() error {
+			fid := l.Job().FID
+			if files[fid] {
+				w.o.Log.Error().Uint64("fid", uint64(fid)).Msg("file is queued for deletion but has a key, it stays")
+				_, err := w.o.Store.Finish(locked, []schema.Job{l.End()})
+				return err
+			}
+			err := b.deleteFile(locked, l, locations[fid])
+			if locked.Err() != nil {
+				return l.GiveBack(ctx, 0)
+			}
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+// read finds which fids have a file row, and every fid's locations.
+func (b *batch) read(ctx context.Context, fids []protocol.FID) (map[protocol.FID]bool, map[protocol.FID][]protocol.DevID, error) {
+	rows, err := b.w.o.Store.FilesByFID(ctx, fids)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the files of %d deletions: %w", len(fids), err)
+	}
+	files := make(map[protocol.FID]bool, len(rows))
+	for _, f := range rows {
+		files[f.FID] = true
+	}
+	locations, err := b.w.o.Store.LocationsOf(ctx, fids)
+	if err != nil {
+		return nil, nil, fmt.Errorf("read the locations of %d deletions: %w", len(fids), err)
+	}
+	return files, locations, nil
+}
+
+// deleteFile deletes every copy of a fid, and forgets it when none is left.
+func (b *batch) deleteFile(ctx context.Context, l *work.Lease, devs []protocol.DevID) error {
+	store, job := b.w.o.Store, l.Job()
+	var gone, absent []protocol.DevID
+	var again time.Duration // least of the delays, 0 while there is none
+	for _, dev := range devs {
+		r, delay, err := b.remove(ctx, job.FID, dev, job.FailCount)
+		if err != nil {
+			return err
+		}
+		switch {
+		case r.gone():
+			gone = append(gone, dev)
+			if r == missing {
+				absent = append(absent, dev)
+			}
+		case again == 0 || delay < again:
+			again = delay
+		}
+	}
+	if len(absent) > 0 && len(absent) == len(devs) && job.FailCount == 0 {
+		// Nothing was ever there: an upload may still be running.
+		for _, dev := range absent {
+			if err := store.QueueCopyDeletion(ctx, job.FID, dev, schema.Raw); err != nil {
+				return fmt.Errorf("look for fid %d on dev%d later: %w", job.FID, dev, err)
+			}
+		}
+	}
+	if len(gone) > 0 {
+		if err := store.DeletedLocations(ctx, job.FID, gone); err != nil {
+			return fmt.Errorf("forget %d locations of fid %d: %w", len(gone), job.FID, err)
+		}
+	}
+	if again > 0 {
+		_, err := store.Reschedule(ctx, l.End(), again, work.Failed(job.FailCount))
+		return err
+	}
+	done, err := store.FinishDeletion(ctx, l.End())
+	if err != nil {
+		return fmt.Errorf("forget fid %d: %w", job.FID, err)
+	}
+	if !done {
+		// A location came in between, or the row is somebody else's by now.
+		return l.GiveBack(ctx, work.LockedDelay)
+	}
+	b.w.metrics.fids.Inc()
+	return nil
+}
+
+// deleteCopies works on rows of copy_to_delete. Each has a goroutine of its
+// own, so that those of a device that hangs hold up no others.
+func (w *Worker) deleteCopies(ctx context.Context, leases []*work.Lease) error {
+	if len(leases) == 0 {
+		return nil
+	}
+	defer endAll(leases)
+	b, leases, err := w.begin(ctx, leases)
+	if b == nil {
+		return err
+	}
+	defer b.end(ctx)
+	if err != nil {
+		return err
+	}
+	locked, cancel := b.held.Context(ctx)
+	defer cancel()
+	files, locations, err := b.read(locked, fidsOf(leases))
+	if err != nil {
+		return err
+	}
+	var mu sync.Mutex // guards done
+	var done []schema.Job
+	var g errgroup.Group
+	for _, l := range leases {
+		g.Go(func() error {
+			job := l.Job()
+			again, err := b.deleteCopy(locked, job, slices.Contains(locations[job.FID], job.DevID), files[job.FID])
+			switch {
+			case locked.Err() != nil:
+				return l.GiveBack(ctx, 0)
+			case err != nil:
+				return err
+			case again > 0:
+				_, err = w.o.Store.Reschedule(locked, l.End(), again, work.Failed(job.FailCount))
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			done = append(done, l.End())
+			return nil
+		})
+	}
+	err = g.Wait()
+	if len(done) > 0 {
+		if _, ferr := w.o.Store.Finish(locked, done); ferr != nil {
+			err = errors.Join(err, fmt.Errorf("finish the deletion of %d copies: %w", len(done), ferr))
+		}
+	}
+	return err
+}
+
+// deleteCopy deletes one copy of a fid, unless it is recorded. It returns when
+// to try again, 0 for never. An error is the end of ctx.
+func (b *batch) deleteCopy(ctx context.Context, job schema.Job, recorded, hasFile bool) (time.Duration, error) {
+	if job.What != schema.Raw {
+		b.w.o.Log.Error().Uint64("fid", uint64(job.FID)).Uint32("devid", uint32(job.DevID)).Str("what", string(job.What)).
+			Msg("bytes of an unknown kind are to be deleted, a newer tracker must do it")
+		return b.w.copyDelay(job.FailCount), nil
+	}
+	if recorded {
+		b.w.metrics.copies.WithLabelValues(string(wanted)).Inc()
+		return 0, nil
+	}
+	r, _, err := b.remove(ctx, job.FID, job.DevID, job.FailCount)
+	switch {
+	case err != nil:
+		return 0, err
+	case r == missing && !hasFile && job.FailCount < len(lateChecks):
+		return lateChecks[job.FailCount] * b.w.o.TempfileAge, nil
+	case r.gone():
+		return 0, nil
+	}
+	return b.w.copyDelay(job.FailCount), nil
+}

@@ -1,0 +1,438 @@
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+	"github.com/mogile/mogile/tracker/cluster"
+	"github.com/mogile/mogile/tracker/placement"
+	"github.com/mogile/mogile/tracker/storage"
+)
+
+// maxRereads bounds how often the namespace may change under one round of work
+// on a fid before it is left for later.
+const maxRereads = 10
+
+// round is the work on one fid, under its lock.
+type round struct {
+	w   *Worker
+	id  int // the worker's number
+	rng *rand.Rand
+	job schema.Job
+	log zerolog.Logger
+
+	// As read from the database.
+	file    schema.LocatedFile
+	sum     protocol.Checksum // zero where none is recorded
+	pending []protocol.DevID  // copies of the fid on these wait to be deleted
+	rereads int
+
+	// As of the snapshot that the present step goes by.
+	snap     *cluster.Snapshot
+	class    *cluster.Class
+	policy   placement.Policy
+	on       []placement.Placement // those that count
+	announce []protocol.DevID      // devices that this round announced copies to
+
+	failedSources []protocol.DevID
+	failedDests   []protocol.DevID
+	sizes         map[protocol.DevID]bool // whether a copy was found to have the right size
+	copied        int
+	dropped       int
+}
+
+// errGone is the end of a round whose file is deleted meanwhile.
+var errGone = errors.New("the file is gone")
+
+// replicate does all that can be done for the job's fid now. It also returns
+// how many failures the row should count as its own so far.
+func (w *Worker) replicate(ctx context.Context, id int, rng *rand.Rand, job schema.Job) (outcome, int, error) {
+	held, err := w.o.Fids.TryLock(ctx, job.FID)
+	if err != nil {
+		return orInterrupted(ctx, failed), job.FailCount, err
+	}
+	defer func() {
+		if err := held.Release(ctx); err != nil {
+			w.o.Log.Warn().Err(err).Uint64("fid", uint64(job.FID)).Msg("fid lock not given back")
+		}
+	}()
+	if !held.Has(job.FID) {
+		return locked, job.FailCount, nil
+	}
+	ctx, cancel := held.Context(ctx)
+	defer cancel()
+	r := &round{
+		w: w, id: id, rng: rng, job: job,
+		log:   w.o.Log.With().Uint64("fid", uint64(job.FID)).Int("worker", id).Logger(),
+		sizes: make(map[protocol.DevID]bool),
+	}
+	result, err := r.run(ctx)
+	if errors.Is(err, errGone) {
+		result, err = noFID, nil
+	}
+	if err != nil {
+		result = orInterrupted(ctx, failed)
+	}
+	retries := job.FailCount
+	if result == tooHappy && r.dropped > 0 {
+		retries = 0
+	}
+	return result, retries, err
+}
+
+func orInterrupted(ctx context.Context, result outcome) outcome {
+	if ctx.Err() != nil {
+		return interrupted
+	}
+	return result
+}
+
+// run asks the policy and does what it says until it is satisfied or nothing
+// can be done.
+func (r *round) run(ctx context.Context) (outcome, error) {
+	if err := r.read(ctx); err != nil {
+		return "", err
+	}
+	if len(r.file.Devices) == 0 {
+		r.report(noSource, "no_source: fid %d is on no device", r.file.FID)
+		return noSource, nil
+	}
+	if err := r.look(); err != nil {
+		return "", err
+	}
+	if r.source() == nil { // whatever the policy would say: MogileFS 2.73 looks for sources first
+		return r.sourceDown(), nil
+	}
+	for {
+		if ctx.Err() != nil {
+			return "", context.Cause(ctx)
+		}
+		if err := r.look(); err != nil {
+			return "", err
+		}
+		plan := r.ask()
+		switch plan.Verdict {
+		case placement.Good:
+			return r.satisfied(), nil
+		case placement.TooGood:
+			if len(plan.Drop) == 0 && !plan.Blocked {
+				return r.satisfied(), nil // copies to spare, each of which is needed where it is
+			}
+			again, err := r.drop(ctx, plan)
+			if err != nil {
+				return "", err
+			}
+			if !again {
+				r.report(tooHappy, "too_happy: fid %d is on too many devices", r.file.FID)
+				return tooHappy, nil
+			}
+		case placement.Copy:
+			src := r.source()
+			if src == nil {
+				return r.sourceDown(), nil
+			}
+			if err := r.copy(ctx, src, plan.Target()); err != nil {
+				return "", err
+			}
+		default:
+			r.report(noSuggestion,
+				"policy_no_suggestions: replication policy ran out of suggestions for us replicating fid %d", r.file.FID)
+			return noSuggestion, nil
+		}
+	}
+}
+
+// ask is the policy's answer to what is known now.
+func (r *round) ask() placement.Plan {
+	return r.policy.Decide(placement.Question{
+		On:          r.on,
+		Devices:     r.snap.DeviceList,
+		Skip:        slices.Concat(r.failedDests, r.pending),
+		MinDevCount: r.class.MinDevCount,
+		MinFreeMB:   r.w.o.MinFreeMB,
+		Rand:        r.rng,
+	})
+}
+
+func (r *round) sourceDown() outcome {
+	r.report(sourceDown, "source_down: no readable copy left to replicate fid %d from", r.file.FID)
+	return sourceDown
+}
+
+func (r *round) satisfied() outcome {
+	switch {
+	case r.copied > 0:
+		return replicated
+	case r.dropped > 0:
+		return reduced
+	}
+	return lostRace
+}
+
+// report tells an outcome that an operator may want to know of.
+func (r *round) report(what outcome, format string, args ...any) {
+	r.log.Warn().Str("outcome", string(what)).Int("failcount", r.job.FailCount).Int("devcount", len(r.file.Devices)).
+		Msg("file is not as its policy wants it")
+	r.w.notify(r.id, format, args...)
+}
+
+// read reads what the database knows of the fid.
+func (r *round) read(ctx context.Context) error {
+	fids := []protocol.FID{r.job.FID}
+	files, err := r.w.o.Store.FilesByFID(ctx, fids)
+	if err != nil {
+		return fmt.Errorf("read fid %d: %w", r.job.FID, err)
+	}
+	if len(files) == 0 {
+		return errGone
+	}
+	r.file = files[0]
+	pending, err := r.w.o.Store.PendingDeletions(ctx, fids)
+	if err != nil {
+		return fmt.Errorf("read pending deletions of fid %d: %w", r.job.FID, err)
+	}
+	r.pending = r.pending[:0]
+	for _, dev := range pending[r.job.FID] {
+		if !slices.Contains(r.announce, dev) {
+			r.pending = append(r.pending, dev)
+		}
+	}
+	return nil
+}
+
+// reread is read after the namespace has changed.
+func (r *round) reread(ctx context.Context) error {
+	if r.rereads++; r.rereads > maxRereads {
+		return fmt.Errorf("locations of fid %d: %w", r.job.FID, schema.ErrStale)
+	}
+	return r.read(ctx)
+}
+
+// look matches what was read with the present snapshot.
+func (r *round) look() error {
+	r.snap = r.w.o.Cluster.Snapshot()
+	if r.snap == nil {
+		return errors.New("nothing is known of the cluster yet")
+	}
+	r.class = r.snap.Class(r.file.DMID, r.file.ClassID)
+	if r.class == nil {
+		return fmt.Errorf("fid %d is in class %d of domain %d, which is not known", r.file.FID, r.file.ClassID, r.file.DMID)
+	}
+	policy, err := placement.ParsePolicy(r.class.ReplPolicy)
+	if err != nil {
+		return fmt.Errorf("class %s: %w", r.class.Name, err)
+	}
+	r.policy = policy
+	r.on = r.on[:0]
+	for _, dev := range r.file.Devices {
+		if d := r.snap.Device(dev); d != nil && !d.Dead() {
+			r.on = append(r.on, placement.Placement{Device: d, Readable: d.Readable()})
+		}
+	}
+	return nil
+}
+
+// source is the copy to read: the one that the job names if it can be, else by
+// chance, idle devices preferred. nil where none is left.
+func (r *round) source() *cluster.Device {
+	var able []*cluster.Device
+	for _, p := range r.on {
+		if !p.Readable || slices.Contains(r.failedSources, p.Device.ID) {
+			continue
+		}
+		if p.Device.ID == r.job.From {
+			return p.Device
+		}
+		able = append(able, p.Device)
+	}
+	if order := placement.ReadOrder(able, r.rng); len(order) > 0 {
+		return order[0]
+	}
+	if len(able) > 0 { // all of negative weight
+		return able[r.rng.IntN(len(able))]
+	}
+	return nil
+}
+
+// copy makes one copy and records it. A failure of either device is remembered,
+// and is no error.
+func (r *round) copy(ctx context.Context, src, dst *cluster.Device) error {
+	store, fid := r.w.o.Store, r.file.FID
+	if err := r.prepare(ctx, dst.ID); err != nil {
+		return err
+	}
+	from := src.WriteURL(fid, cluster.Viewer{})
+	if r.w.o.UseGetPort {
+		from = src.ReadURL(fid, cluster.Viewer{})
+	}
+	began := time.Now()
+	sum, err := r.w.o.Storage.Copy(ctx, storage.Copy{
+		From:     from,
+		To:       dst.WriteURL(fid, cluster.Viewer{}),
+		Length:   r.file.Length,
+		Want:     r.sum,
+		HashType: r.class.HashType,
+		TrustMD5: dst.RejectBadMD5 != nil && *dst.RejectBadMD5,
+	})
+	if ctx.Err() != nil {
+		return fmt.Errorf("copy fid %d from dev%d to dev%d: %w", fid, src.ID, dst.ID, context.Cause(ctx))
+	}
+	if err != nil {
+		r.blame(src, dst, err)
+		return nil
+	}
+	if r.sum.IsZero() && !sum.IsZero() {
+		if err := store.SetChecksum(ctx, fid, sum); errors.Is(err, schema.ErrGone) {
+			return errGone
+		} else if err != nil {
+			return fmt.Errorf("store the checksum of fid %d: %w", fid, err)
+		}
+		r.sum = sum
+	}
+	if recorded, err := r.record(ctx, dst.ID); err != nil || !recorded {
+		r.w.metrics.copies.WithLabelValues("unrecorded").Inc()
+		return err
+	}
+	r.copied++
+	r.w.metrics.copies.WithLabelValues("ok").Inc()
+	r.w.metrics.bytes.Add(float64(r.file.Length))
+	r.w.metrics.seconds.Observe(time.Since(began).Seconds())
+	r.log.Debug().Uint32("from", uint32(src.ID)).Uint32("devid", uint32(dst.ID)).Int64("bytes", r.file.Length).
+		Dur("took", time.Since(began)).Msg("copied")
+	return nil
+}
+
+// prepare reads the checksum to compare with before the first copy, and
+// announces that bytes may land on dst.
+func (r *round) prepare(ctx context.Context, dst protocol.DevID) error {
+	if len(r.announce) == 0 {
+		sum, err := r.w.o.Store.Checksum(ctx, r.file.FID)
+		if err != nil {
+			return fmt.Errorf("read the checksum of fid %d: %w", r.file.FID, err)
+		}
+		r.sum = sum
+	}
+	if slices.Contains(r.announce, dst) {
+		return nil
+	}
+	if err := r.w.o.Store.QueueCopyDeletion(ctx, r.file.FID, dst, schema.Raw); err != nil {
+		return fmt.Errorf("announce a copy of fid %d on dev%d: %w", r.file.FID, dst, err)
+	}
+	r.announce = append(r.announce, dst)
+	return nil
+}
+
+// blame remembers which side of a copy failed.
+func (r *round) blame(src, dst *cluster.Device, err error) {
+	side := storage.DestError // also where nobody says: another destination is tried, then the round ends
+	if e, ok := errors.AsType[*storage.CopyError](err); ok {
+		side = e.Side
+	}
+	if side == storage.SourceError {
+		r.failedSources = append(r.failedSources, src.ID)
+	} else {
+		r.failedDests = append(r.failedDests, dst.ID)
+	}
+	r.w.metrics.copies.WithLabelValues(side.String()).Inc()
+	r.log.Warn().Err(err).Uint32("from", uint32(src.ID)).Uint32("devid", uint32(dst.ID)).
+		Stringer("side", side).Msg("copy failed")
+	r.w.notify(r.id, "Failed copying fid %d from devid %d to devid %d (error type: %s)", r.file.FID, src.ID, dst.ID, side)
+}
+
+// record enters the copy that was made on dst, and reports whether it did.
+// Where the locations have changed meanwhile it does so only if the policy
+// still wants a copy; else the bytes remain announced, and are deleted.
+func (r *round) record(ctx context.Context, dst protocol.DevID) (bool, error) {
+	for {
+		err := r.w.o.Store.AddLocation(ctx, r.file.FID, dst, r.file.Devices)
+		switch {
+		case err == nil:
+			r.file.Devices = append(slices.Clone(r.file.Devices), dst)
+			slices.Sort(r.file.Devices)
+			r.sizes[dst] = true
+			return true, nil
+		case errors.Is(err, schema.ErrGone):
+			return false, errGone
+		case !errors.Is(err, schema.ErrStale):
+			return false, fmt.Errorf("record fid %d on dev%d: %w", r.file.FID, dst, err)
+		}
+		if err := r.reread(ctx); err != nil {
+			return false, err
+		}
+		if err := r.look(); err != nil {
+			return false, err
+		}
+		if slices.Contains(r.file.Devices, dst) || r.ask().Verdict != placement.Copy {
+			return false, nil
+		}
+	}
+}
+
+// drop takes surplus copies out of the namespace, as long as enough others are
+// intact. It reports whether the policy should be asked again.
+func (r *round) drop(ctx context.Context, plan placement.Plan) (again bool, err error) {
+	for _, d := range plan.Drop {
+		enough, err := r.intact(ctx, d, plan.Keep)
+		if err != nil {
+			return false, err
+		}
+		if !enough {
+			return again, nil
+		}
+		err = r.w.o.Store.DropLocation(ctx, r.file.FID, d.ID, r.file.Devices)
+		if errors.Is(err, schema.ErrStale) {
+			return true, r.reread(ctx)
+		}
+		if err != nil {
+			return false, fmt.Errorf("drop fid %d from dev%d: %w", r.file.FID, d.ID, err)
+		}
+		r.file.Devices = slices.DeleteFunc(slices.Clone(r.file.Devices), func(dev protocol.DevID) bool { return dev == d.ID })
+		r.on = slices.DeleteFunc(r.on, func(p placement.Placement) bool { return p.Device.ID == d.ID })
+		r.announce = slices.DeleteFunc(r.announce, func(dev protocol.DevID) bool { return dev == d.ID })
+		r.pending = append(r.pending, d.ID)
+		r.dropped++
+		again = true
+		r.w.metrics.drops.Inc()
+		r.log.Debug().Uint32("devid", uint32(d.ID)).Msg("surplus copy dropped")
+	}
+	return again, nil
+}
+
+// intact reports whether at least keep copies other than that on d can be read
+// and have the file's length.
+func (r *round) intact(ctx context.Context, d *cluster.Device, keep int) (bool, error) {
+	found := 0
+	for _, p := range r.on {
+		if found == keep {
+			break
+		}
+		if p.Device.ID == d.ID || !p.Readable {
+			continue
+		}
+		right, looked := r.sizes[p.Device.ID]
+		if !looked {
+			size, err := r.w.o.Storage.Size(ctx, p.Device.ReadURL(r.file.FID, cluster.Viewer{}))
+			if ctx.Err() != nil {
+				return false, context.Cause(ctx)
+			}
+			right = err == nil && size == r.file.Length
+			if !right {
+				r.log.Warn().Err(err).Uint32("devid", uint32(p.Device.ID)).Int64("bytes", size).Int64("want", r.file.Length).
+					Msg("copy is not intact, surplus copies stay")
+			}
+			r.sizes[p.Device.ID] = right
+		}
+		if right {
+			found++
+		}
+	}
+	return found >= keep, nil
+}

@@ -1,0 +1,268 @@
+// Package replicate brings files to their class's policy: it makes the copies
+// that are missing and drops those that are too many.
+//
+// A worker leases a fid from file_to_replicate, takes the fid's lock, reads the
+// file and its locations, and asks the policy what to do until it has nothing
+// more to say. What decides is in package placement; here are the steps around
+// it, in an order that a crash at any point survives:
+//
+//   - Before bytes go to a device, an entry in copy_to_delete says so. Recording
+//     the copy removes the entry. A copy that failed, or whose tracker died, is
+//     thus deleted rather than forgotten.
+//   - A copy is recorded only if the file is still there and its locations are
+//     those that the decision was made on.
+//   - A surplus copy is dropped only while as many others as the class wants can
+//     be read and have the right size; its row goes first, its bytes later.
+package replicate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+	"github.com/mogile/mogile/tracker/cluster"
+	"github.com/mogile/mogile/tracker/storage"
+	"github.com/mogile/mogile/tracker/work"
+)
+
+// Store is all that the worker asks of a [schema.Store].
+type Store interface {
+	work.Leaser
+	Finish(ctx context.Context, jobs []schema.Job) (int, error)
+	FilesByFID(ctx context.Context, fids []protocol.FID) ([]schema.LocatedFile, error)
+	Checksum(ctx context.Context, fid protocol.FID) (protocol.Checksum, error)
+	SetChecksum(ctx context.Context, fid protocol.FID, sum protocol.Checksum) error
+	AddLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
+	DropLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
+	PendingDeletions(ctx context.Context, fids []protocol.FID) (map[protocol.FID][]protocol.DevID, error)
+	QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error
+}
+
+// Storage is all that the worker asks of storage daemons; see
+// [storage.Client].
+type Storage interface {
+	Copy(ctx context.Context, c storage.Copy) (protocol.Checksum, error)
+	Size(ctx context.Context, url string) (int64, error)
+}
+
+// Cluster is where the worker finds what is known of devices and classes.
+type Cluster interface {
+	Snapshot() *cluster.Snapshot
+}
+
+// Options are a worker's settings. Store, Cluster, Storage and Fids must be
+// set.
+type Options struct {
+	Store   Store
+	Cluster Cluster
+	Storage Storage
+	Fids    *work.FIDLocks // shared by all workers of the tracker
+
+	Jobs       int           // fids worked on at once, at first; below 1 there are none
+	MinFreeMB  int64         // space that a device must have to take a copy, in MiB
+	UseGetPort bool          // read sources through the hosts' get ports
+	Batch      int           // most rows of one claim; default 100
+	Lease      time.Duration // default 120 s
+	Idle       time.Duration // pause while nothing is due; default 1 s
+
+	Rand    *rand.Rand            // the worker's own; default seeded by chance
+	Outage  *work.Outage          // shared by the tracker's workers; default its own, on Log
+	Numbers *work.Numbers         // shared by the tracker's pools; default its own
+	Notify  func(msg string)      // gets MogileFS's messages, for !watch; may be nil; must not block
+	Metrics prometheus.Registerer // where the counters are registered; may be nil
+	Log     zerolog.Logger
+}
+
+// Worker is the tracker's part of all replication.
+type Worker struct {
+	o       Options
+	pool    *work.Pool
+	feed    *work.Feed
+	metrics metrics
+
+	mu   sync.Mutex // guards rand
+	rand *rand.Rand
+}
+
+type metrics struct {
+	copies   *prometheus.CounterVec
+	bytes    prometheus.Counter
+	seconds  prometheus.Histogram
+	drops    prometheus.Counter
+	outcomes *prometheus.CounterVec
+}
+
+func newMetrics(r prometheus.Registerer) metrics {
+	m := metrics{
+		copies: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mogile_replicate_copies_total",
+			Help: "Copies attempted, by result: ok, src_error, dest_error, or unrecorded where the file went or changed meanwhile. Errors mean a sick device or a corrupt copy: see the log.",
+		}, []string{"result"}),
+		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "mogile_replicate_copied_bytes_total",
+			Help: "Bytes of the copies that were made and recorded.",
+		}),
+		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "mogile_replicate_copy_seconds",
+			Help:    "Time that each successful copy took.",
+			Buckets: prometheus.ExponentialBuckets(0.004, 4, 10),
+		}),
+		drops: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "mogile_replicate_drops_total",
+			Help: "Surplus copies taken out of the namespace.",
+		}),
+		outcomes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mogile_replicate_outcomes_total",
+			Help: "Fids worked on, by outcome. source_down, no_source and policy_no_suggestions mean files that are short of copies.",
+		}, []string{"outcome"}),
+	}
+	if r != nil {
+		r.MustRegister(m.copies, m.bytes, m.seconds, m.drops, m.outcomes)
+	}
+	return m
+}
+
+// New makes a worker. It does nothing before [Worker.Run].
+func New(o Options) *Worker {
+	if o.Outage == nil {
+		o.Outage = work.NewOutage(o.Log)
+	}
+	if o.Rand == nil {
+		o.Rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+	}
+	w := &Worker{o: o, rand: o.Rand, metrics: newMetrics(o.Metrics)}
+	w.pool = work.NewPool("replicate", o.Jobs, w.work, o.Log)
+	w.pool.Notify = o.Notify
+	if o.Numbers != nil {
+		w.pool.Numbers = o.Numbers
+	}
+	w.feed = work.NewFeed(work.FeedOptions{
+		Store:  o.Store,
+		Queue:  schema.QueueReplicate,
+		Batch:  o.Batch,
+		Lease:  o.Lease,
+		Idle:   o.Idle,
+		Pool:   w.pool,
+		Outage: o.Outage,
+		Rand:   w.newRand(),
+		Log:    o.Log,
+	})
+	return w
+}
+
+// newRand is a source of chance for one goroutine.
+func (w *Worker) newRand() *rand.Rand {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return rand.New(rand.NewPCG(w.rand.Uint64(), w.rand.Uint64()))
+}
+
+// Pool is the set of workers, for the console.
+func (w *Worker) Pool() *work.Pool { return w.pool }
+
+// Stats are how many fids are claimed and wait for a worker, and how many were
+// handed to one so far.
+func (w *Worker) Stats() (queued int, sent uint64) { return w.feed.Stats() }
+
+// Run works until ctx is cancelled. Copies that are being made then are broken
+// off and their fids given back to other trackers. It returns nil.
+func (w *Worker) Run(ctx context.Context) error {
+	keep, stop := context.WithCancel(context.WithoutCancel(ctx))
+	var g errgroup.Group
+	g.Go(func() error { return w.feed.Run(keep) })
+	g.Go(func() error {
+		defer stop() // leases are kept until the last worker is done
+		return w.pool.Run(ctx)
+	})
+	return g.Wait()
+}
+
+// work is one worker.
+func (w *Worker) work(ctx context.Context, id int) error {
+	rng := w.newRand()
+	for ctx.Err() == nil {
+		leases := w.feed.Take(ctx, 1)
+		if len(leases) == 0 {
+			work.Wait(ctx, w.feed)
+			continue
+		}
+		w.handle(work.InProgress(ctx), id, rng, leases[0])
+	}
+	return nil
+}
+
+// outcome is how work on a fid ended, named as in MogileFS where it has the
+// same.
+type outcome string
+
+const (
+	replicated   outcome = "replicated"
+	reduced      outcome = "reduced"   // surplus copies were dropped
+	lostRace     outcome = "lost_race" // there was nothing to do
+	noFID        outcome = "nofid"
+	locked       outcome = "locked"
+	noSource     outcome = "no_source"
+	sourceDown   outcome = "source_down"
+	noSuggestion outcome = "policy_no_suggestions"
+	tooHappy     outcome = "too_happy" // surplus that cannot go now
+	failed       outcome = "error"
+	interrupted  outcome = "interrupted" // the tracker stops, or lost the lock
+)
+
+// handle works on one leased fid and does with its row what the outcome asks
+// for.
+func (w *Worker) handle(ctx context.Context, id int, rng *rand.Rand, lease *work.Lease) {
+	defer lease.End() // also where the work panics: the row comes back when the lease is over
+	job := lease.Job()
+	result, retries, err := w.replicate(ctx, id, rng, job)
+	w.metrics.outcomes.WithLabelValues(string(result)).Inc()
+	switch {
+	case result != failed:
+	case errors.Is(err, schema.ErrUnavailable):
+		w.o.Outage.Failed(err)
+		return // the row comes back when its lease is over
+	default:
+		w.o.Log.Error().Err(err).Uint64("fid", uint64(job.FID)).Int("worker", id).Msg("replication failed")
+		w.notify(id, "Failed replicating fid %d: %v", job.FID, err)
+	}
+	if err := w.settle(ctx, rng, lease, result, retries); errors.Is(err, schema.ErrUnavailable) {
+		w.o.Outage.Failed(err)
+	} else if err != nil {
+		w.o.Log.Warn().Err(err).Uint64("fid", uint64(job.FID)).Msg("replication queue not updated, the fid comes back when its lease is over")
+	}
+}
+
+// settle finishes or reschedules the row. retries is its failures so far.
+func (w *Worker) settle(ctx context.Context, rng *rand.Rand, lease *work.Lease, result outcome, retries int) error {
+	switch result {
+	case interrupted:
+		return lease.GiveBack(ctx, 0)
+	case locked:
+		return lease.GiveBack(ctx, work.LockedDelay)
+	case replicated, reduced, lostRace, noFID:
+		_, err := w.o.Store.Finish(ctx, []schema.Job{lease.End()})
+		return err
+	}
+	delay := work.Backoff(retries, rng)
+	if result == noSource {
+		delay = schema.EndOfTime * time.Second
+	}
+	_, err := w.o.Store.Reschedule(ctx, lease.End(), delay, work.Failed(retries))
+	return err
+}
+
+// notify sends one of MogileFS's messages to watchers.
+func (w *Worker) notify(id int, format string, args ...any) {
+	if w.o.Notify != nil {
+		w.o.Notify(fmt.Sprintf("[replicate(%d)] ", id) + fmt.Sprintf(format, args...))
+	}
+}
