@@ -1,0 +1,185 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// bufferSize is how much is read or written in one operation. Memory never
+// grows with the size of a file.
+const bufferSize = 64 << 10
+
+// File is a file open for reading. Read and Close may not be called
+// concurrently with each other; ReadAt may.
+type File struct {
+	v      *Volume
+	name   string
+	h      Handle
+	info   Info
+	off    int64
+	closed atomic.Bool
+}
+
+var (
+	_ io.ReadCloser = (*File)(nil)
+	_ io.ReaderAt   = (*File)(nil)
+)
+
+// Size is the file's length in bytes when it was opened.
+func (f *File) Size() int64 { return f.info.Size }
+
+// ModTime is when the content was stored.
+func (f *File) ModTime() time.Time { return f.info.ModTime }
+
+// OSFile is the open file, for sendfile(2), or nil on a simulated disk. Its
+// offset is its own: Read does not move it. It is closed by [File.Close]. What
+// is read through it bypasses the volume's care for sick disks, so call
+// [File.Prefetch] for each piece first.
+func (f *File) OSFile() *os.File { return f.h.OSFile() }
+
+// Prefetch has n bytes at off read into the system's memory, so that sending
+// them through [File.OSFile] waits for the network alone. Pieces of about 1 MiB
+// serve well. It waits as [File.ReadAt] does.
+func (f *File) Prefetch(ctx context.Context, off, n int64) error {
+	n = min(n, f.info.Size-off)
+	if n <= 0 {
+		return nil
+	}
+	_, err := do(ctx, f.v, func(*task) (struct{}, error) {
+		return struct{}{}, f.h.Prefetch(off, n)
+	}, nil)
+	return wrap("prefetch", f.v.id, f.name, err)
+}
+
+// Read reads on from where the last Read ended.
+func (f *File) Read(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	n, err := f.readAt(p[:min(len(p), bufferSize)], f.off)
+	f.off += int64(n)
+	if n > 0 && err == io.EOF {
+		err = nil
+	}
+	return n, err
+}
+
+// ReadAt reads at off. It waits for a hanging disk for StuckAfter at most, and
+// answers [ErrSick] then.
+func (f *File) ReadAt(p []byte, off int64) (int, error) {
+	total := 0
+	for total < len(p) {
+		n, err := f.readAt(p[total:min(len(p), total+bufferSize)], off+int64(total))
+		total += n
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// readAt reads through a buffer of its own: a read that hangs may come back and
+// write when p is its caller's again.
+func (f *File) readAt(p []byte, off int64) (int, error) {
+	if f.closed.Load() {
+		return 0, wrap("read", f.v.id, f.name, fs.ErrClosed)
+	}
+	type piece struct {
+		buf *[bufferSize]byte
+		n   int
+		eof bool
+	}
+	got, err := do(context.Background(), f.v, func(*task) (piece, error) {
+		buf := f.v.buffers.Get().(*[bufferSize]byte)
+		n, err := f.h.ReadAt(buf[:len(p)], off)
+		if err != nil && !errors.Is(err, io.EOF) {
+			f.v.buffers.Put(buf)
+			return piece{}, fmt.Errorf("at %d: %w", off+int64(n), err)
+		}
+		return piece{buf, n, err != nil}, nil
+	}, nil)
+	if err != nil {
+		return 0, wrap("read", f.v.id, f.name, err)
+	}
+	n := copy(p, got.buf[:got.n])
+	f.v.buffers.Put(got.buf)
+	if got.eof {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// Sum is the content sum that was stored with the file. It reports false where
+// there is none, or it cannot be read: the file was not stored by Mogile, was
+// written in place since, or the filesystem keeps no extended attributes.
+func (f *File) Sum() (Sum, bool) {
+	s, err := f.sum(context.Background())
+	return s, err == nil
+}
+
+func (f *File) sum(ctx context.Context) (Sum, error) {
+	return do(ctx, f.v, func(*task) (Sum, error) {
+		text, err := f.h.Attr(sumAttr)
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, errors.ErrUnsupported):
+			return Sum{}, ErrNoSum
+		case err != nil:
+			return Sum{}, err
+		}
+		return ParseSum(string(text))
+	}, nil)
+}
+
+// Verify reads the whole content and compares it with the stored sum:
+// [ErrNoSum] if there is none, [ErrCorrupt] if they differ. It returns the sum
+// of what it read.
+func (f *File) Verify(ctx context.Context) (Sum, error) {
+	want, err := f.sum(ctx)
+	if err != nil {
+		return Sum{}, wrap("verify", f.v.id, f.name, err)
+	}
+	buf := make([]byte, bufferSize)
+	var got Sum
+	for {
+		if err := ctx.Err(); err != nil {
+			return got, wrap("verify", f.v.id, f.name, err)
+		}
+		n, err := f.readAt(buf, got.Length)
+		got = got.Add(buf[:n])
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return got, err
+		}
+	}
+	if got != want {
+		return got, wrap("verify", f.v.id, f.name, fmt.Errorf("%w: stored %q, found %q", ErrCorrupt, want, got))
+	}
+	return got, nil
+}
+
+// Close closes the file. It does not wait for the disk.
+func (f *File) Close() error {
+	if f.closed.Swap(true) {
+		return nil
+	}
+	f.v.background(func() { f.h.Close() })
+	return nil
+}
+
+// readErrno is what an error of the system means to somebody who looks for a
+// file: below a file there is none.
+func readErrno(err error) error {
+	if errors.Is(err, syscall.ENOTDIR) {
+		return fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return err
+}

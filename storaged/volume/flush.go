@@ -1,0 +1,214 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+)
+
+// flusher shares one kind of flush among its callers: each is answered by a run
+// that began after it called.
+type flusher struct {
+	run  func() error
+	turn chan struct{} // one run at a time
+	mu   sync.Mutex    // guards next
+	next *flight
+}
+
+// flight is a run to come, and all who wait for it.
+type flight struct {
+	done chan struct{}
+	err  error
+}
+
+func newFlusher(run func() error) *flusher {
+	return &flusher{run: run, turn: make(chan struct{}, 1)}
+}
+
+// flush returns the outcome of a run that began after flush was called.
+func (f *flusher) flush() error {
+	f.mu.Lock()
+	fl, lead := f.next, f.next == nil
+	if lead {
+		fl = &flight{done: make(chan struct{})}
+		f.next = fl
+	}
+	f.mu.Unlock()
+	if !lead {
+		<-fl.done
+		return fl.err
+	}
+	f.turn <- struct{}{} // those who come during the run before ours join us
+	f.mu.Lock()
+	f.next = nil
+	f.mu.Unlock()
+	fl.err = f.run()
+	<-f.turn
+	close(fl.done)
+	return fl.err
+}
+
+// dirFlushers has one flusher for each directory that is being flushed.
+type dirFlushers struct {
+	mu sync.Mutex // guards of
+	of map[string]*dirFlusher
+}
+
+type dirFlusher struct {
+	*flusher
+	users int
+}
+
+func (d *dirFlushers) flush(dir string, run func() error) error {
+	d.mu.Lock()
+	f := d.of[dir]
+	if f == nil {
+		f = &dirFlusher{flusher: newFlusher(run)}
+		d.of[dir] = f
+	}
+	f.users++
+	d.mu.Unlock()
+	err := f.flush()
+	d.mu.Lock()
+	if f.users--; f.users == 0 {
+		delete(d.of, dir)
+	}
+	d.mu.Unlock()
+	return err
+}
+
+// maxDurableDirs bounds the memory of known-durable directories; a device of
+// ten digits' fids has 1,111,111 of them at most, and those in use at one time
+// are few.
+const maxDurableDirs = 1 << 16
+
+// durableDirs remembers directories whose own entry, and those of all above
+// them, are on disk.
+type durableDirs struct {
+	mu  sync.Mutex // guards set and generation
+	set map[string]struct{}
+	// generation changes whenever the set is cleared: what was flushed before
+	// that is not entered after it.
+	generation int
+}
+
+// has reports whether dir is known to be durable, and the generation to call
+// add with otherwise.
+func (d *durableDirs) has(dir string) (bool, int) {
+	if dir == "." {
+		return true, 0
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	_, ok := d.set[dir]
+	return ok, d.generation
+}
+
+func (d *durableDirs) add(dir string, generation int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.generation != generation {
+		return
+	}
+	if len(d.set) >= maxDurableDirs {
+		clear(d.set)
+	}
+	d.set[dir] = struct{}{}
+}
+
+// forget empties the set: a directory in it has gone.
+func (d *durableDirs) forget() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.set)
+	d.generation++
+}
+
+// flushAll is the shared flush of a volume that has its filesystem to itself.
+func (v *Volume) flushAll() error {
+	return v.shared(func() error {
+		_, err := v.root.SyncFS()
+		return err
+	})
+}
+
+// shared runs a flush that several wait for, in a slot. A failure is counted
+// before anybody hears of the flush: it fails all uploads that are under way,
+// as the kernel reports an error once, and throws away what it could not write.
+func (v *Volume) shared(flush func() error) error {
+	v.slots.await()
+	defer v.slots.release()
+	err := flush()
+	if err != nil {
+		v.failures.Add(1)
+	}
+	return err
+}
+
+// flushNames makes what was done to names in dir durable, and dir itself with
+// everything above it. The caller holds no slot.
+func (v *Volume) flushNames(dir string) error {
+	if v.o.Durability == DurabilityNone {
+		return nil
+	}
+	if v.group != nil {
+		return v.group.flush()
+	}
+	if err := v.flushDir(dir); err != nil {
+		return err
+	}
+	var fresh []string
+	_, generation := v.durable.has(dir)
+	for d := dir; ; d = parent(d) {
+		if known, _ := v.durable.has(d); known {
+			break
+		}
+		if err := v.flushDir(parent(d)); err != nil {
+			return err
+		}
+		fresh = append(fresh, d)
+	}
+	for _, d := range fresh {
+		v.durable.add(d, generation)
+	}
+	return nil
+}
+
+func (v *Volume) flushDir(dir string) error {
+	return v.dirs.flush(dir, func() error {
+		return v.shared(func() error { return v.root.SyncDir(dir) })
+	})
+}
+
+// makeDirs makes dir, which was found missing, and what is missing above it.
+func (v *Volume) makeDirs(dir string) error {
+	if dir == "." {
+		return fmt.Errorf("its folder is gone: %w", ErrNoDevice)
+	}
+	info, err := v.root.Stat(dir)
+	switch {
+	case err == nil && info.Mode.IsDir():
+		return nil
+	case err == nil:
+		return fmt.Errorf("%s is not a directory: %w", dir, ErrBadName)
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	if up := parent(dir); up != "." {
+		if err := v.makeDirs(up); err != nil {
+			return err
+		}
+	}
+	if known, _ := v.durable.has(dir); known {
+		v.durable.forget() // before the new one can be seen
+	}
+	err = v.root.Mkdir(dir)
+	switch {
+	case errors.Is(err, fs.ErrExist):
+		return nil
+	case errors.Is(err, fs.ErrNotExist) && parent(dir) == ".":
+		return fmt.Errorf("its folder is gone: %w", ErrNoDevice)
+	}
+	return err
+}

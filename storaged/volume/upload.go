@@ -1,0 +1,384 @@
+package volume
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+)
+
+// writeOutStep is after how many bytes an upload has the kernel begin to write:
+// at most two steps are left to flush at its end.
+const writeOutStep = 8 << 20
+
+// Upload is a file on its way. Nothing of it can be seen before Commit, and
+// nothing is left after Abort or an error. Its methods may not be called
+// concurrently.
+type Upload struct {
+	v        *Volume
+	name     string
+	file     *staged // nil until something was written out
+	buf      *[bufferSize]byte
+	buffered int
+	sum      Sum
+	failures uint64 // of the volume, when the upload began
+	volatile bool
+	err      error // why it failed, or that it is over
+}
+
+var _ io.Writer = (*Upload)(nil)
+
+// staged is a new file that does not have its name yet.
+type staged struct {
+	root Root
+	h    Handle
+	temp string // its temporary name; "" while it has none
+}
+
+// discard closes the file, and removes its temporary name.
+func (s *staged) discard() error {
+	err := s.h.Close()
+	if s.temp != "" {
+		err = errors.Join(err, ignoreMissing(s.root.Unlink(s.temp)))
+	}
+	return err
+}
+
+// Create begins an upload that will replace, or become, the file name. Missing
+// directories are made. The disk is not touched before 64 KiB were written, or
+// Commit.
+func (v *Volume) Create(ctx context.Context, name string) (*Upload, error) {
+	err := checkName(name)
+	if err == nil {
+		err = ctx.Err()
+	}
+	if err == nil && v.Sick() {
+		err = ErrSick
+	}
+	if err != nil {
+		return nil, wrap("create", v.id, name, err)
+	}
+	return &Upload{v: v, name: name, failures: v.failures.Load()}, nil
+}
+
+// Size is how many bytes were written.
+func (u *Upload) Size() int64 { return u.sum.Length }
+
+// Write takes p. It waits for a hanging disk for StuckAfter at most. After an
+// error the upload is over, and nothing of it is left.
+func (u *Upload) Write(p []byte) (int, error) {
+	if u.err != nil {
+		return 0, wrap("write", u.v.id, u.name, u.err)
+	}
+	total := 0
+	for total < len(p) {
+		if u.buf == nil {
+			u.buf = u.v.buffers.Get().(*[bufferSize]byte)
+		}
+		n := copy(u.buf[u.buffered:], p[total:])
+		u.sum = u.sum.Add(u.buf[u.buffered : u.buffered+n])
+		u.buffered += n
+		total += n
+		if u.buffered == bufferSize {
+			if err := u.spill(); err != nil {
+				return total - n, err
+			}
+		}
+	}
+	return total, nil
+}
+
+// spill writes the buffer out.
+func (u *Upload) spill() error {
+	v := u.v
+	if err := v.begin(context.Background()); err != nil {
+		u.drop(err)
+		return wrap("write", v.id, u.name, err)
+	}
+	piece := u.take()
+	file, err := run(context.Background(), v, func(*task) (*staged, error) {
+		return piece.write(v)
+	}, func(s *staged) { v.undone(s.discard()) }, nil)
+	u.file, u.err = file, err
+	if err != nil {
+		return wrap("write", v.id, u.name, err)
+	}
+	v.buffers.Put(piece.buf)
+	return nil
+}
+
+// piece is a part of an upload to be written, with all that the task that does
+// so needs: its upload may be gone meanwhile.
+type piece struct {
+	name     string
+	file     *staged
+	buf      *[bufferSize]byte
+	n        int
+	sum      Sum // of everything up to the piece's end
+	writeOut bool
+}
+
+// take moves what the upload has into a piece.
+func (u *Upload) take() piece {
+	p := piece{
+		name: u.name, file: u.file, buf: u.buf, n: u.buffered, sum: u.sum,
+		writeOut: u.v.o.Durability != DurabilityNone && !u.volatile,
+	}
+	u.file, u.buf, u.buffered = nil, nil, 0
+	return p
+}
+
+// write writes the piece, to a new file if there is none yet. After an error
+// nothing is left.
+func (p piece) write(v *Volume) (*staged, error) {
+	s := p.file
+	if s == nil {
+		var err error
+		if s, err = v.stage(parent(p.name)); err != nil {
+			return nil, err
+		}
+	}
+	if p.n == 0 {
+		return s, nil
+	}
+	off := p.sum.Length - int64(p.n)
+	_, err := s.h.WriteAt(p.buf[:p.n], off)
+	if err == nil && p.writeOut && p.sum.Length%writeOutStep == 0 {
+		err = s.h.WriteOut(p.sum.Length-writeOutStep, writeOutStep)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.discard())
+	}
+	return s, nil
+}
+
+// stage makes a new file that is to land in dir.
+func (v *Volume) stage(dir string) (*staged, error) {
+	h, err := v.root.OpenUnnamed(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := v.makeDirs(dir); err != nil {
+			return nil, err
+		}
+		h, err = v.root.OpenUnnamed(dir)
+	}
+	if !errors.Is(err, errors.ErrUnsupported) {
+		if err != nil {
+			return nil, err
+		}
+		return &staged{root: v.root, h: h}, nil
+	}
+	if dir != "." {
+		if err := v.makeDirs(dir); err != nil {
+			return nil, err
+		}
+	}
+	temp, err := v.tempName()
+	if err != nil {
+		return nil, err
+	}
+	if h, err = v.root.Open(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL); err != nil {
+		return nil, err
+	}
+	return &staged{root: v.root, h: h, temp: temp}, nil
+}
+
+// Commit gives the file its name. When it returns nil, content, name and
+// directories are on disk. After an error nothing is left, unless an older
+// content was replaced already: then the new one stays, but may not survive a
+// loss of power. While a commit hangs its name is locked against others, who
+// are answered [ErrSick]; if the disk comes back, it is undone.
+func (u *Upload) Commit(ctx context.Context) error {
+	v := u.v
+	if u.err != nil {
+		return wrap("commit", v.id, u.name, u.err)
+	}
+	unlock, err := v.names.lock(ctx, u.name, v.o.StuckAfter)
+	if err != nil {
+		u.drop(err)
+		return wrap("commit", v.id, u.name, err)
+	}
+	if err := v.begin(ctx); err != nil {
+		u.drop(err)
+		unlock()
+		return wrap("commit", v.id, u.name, err)
+	}
+	last := u.take()
+	l := landing{
+		v: v, name: u.name, sum: &last.sum, failures: u.failures,
+		durable: v.o.Durability == DurabilityFsync && !u.volatile,
+	}
+	if u.volatile {
+		l.sum = nil
+	}
+	if v.group == nil {
+		l.failures = v.failures.Load() // the content's flush is its own
+	}
+	u.err = os.ErrClosed
+	_, err = run(ctx, v, func(t *task) (bool, error) {
+		s, err := last.write(v)
+		if err != nil {
+			return false, err
+		}
+		return l.land(t, s)
+	}, func(replaced bool) {
+		if !replaced {
+			v.undone(ignoreMissing(v.root.Unlink(l.name)))
+		}
+	}, unlock)
+	if err == nil && last.buf != nil {
+		v.buffers.Put(last.buf)
+	}
+	return wrap("commit", v.id, u.name, err)
+}
+
+// landing is what is left to do for a file whose content is written.
+type landing struct {
+	v        *Volume
+	name     string
+	sum      *Sum // nil: none is stored
+	durable  bool
+	failures uint64
+}
+
+// land flushes the content, links the name and flushes that. It reports whether
+// an older content was replaced.
+func (l *landing) land(t *task, s *staged) (replaced bool, err error) {
+	if err := l.settle(t, s); err != nil {
+		return false, errors.Join(err, s.discard())
+	}
+	replaced, err = l.v.link(s, l.name)
+	if err != nil {
+		return false, errors.Join(err, s.discard())
+	}
+	err = s.h.Close()
+	if err == nil && l.durable {
+		t.release()
+		err = l.v.flushNames(parent(l.name))
+		if err == nil && l.v.failures.Load() != l.failures {
+			err = errFlush
+		}
+	}
+	if err != nil && !replaced {
+		t.resume()
+		err = errors.Join(err, ignoreMissing(l.v.root.Unlink(l.name)))
+	}
+	return replaced, err
+}
+
+// settle stores the sum and flushes the content.
+func (l *landing) settle(t *task, s *staged) error {
+	if l.sum != nil {
+		err := s.h.SetAttr(sumAttr, []byte(l.sum.String()))
+		if errors.Is(err, errors.ErrUnsupported) {
+			l.v.attrless.Do(func() {
+				l.v.log.Warn().Msg("filesystem has no extended attributes; content sums are not kept")
+			})
+		} else if err != nil {
+			return err
+		}
+	}
+	switch {
+	case !l.durable:
+	case l.v.group != nil:
+		t.release()
+		err := l.v.group.flush()
+		t.resume()
+		if err != nil {
+			return err
+		}
+		// The kernel reports an error once: perhaps to an earlier flush.
+		if l.v.failures.Load() != l.failures {
+			return errFlush
+		}
+	default:
+		if err := s.h.Sync(); err != nil {
+			return err
+		}
+	}
+	if t.abandoned() {
+		return context.Canceled // nobody hears it
+	}
+	return nil
+}
+
+// link gives the file its name. The name's lock is held.
+func (v *Volume) link(s *staged, name string) (replaced bool, err error) {
+	if s.temp == "" {
+		err := v.root.Link(s.h, name)
+		if errors.Is(err, fs.ErrNotExist) { // somebody removed the empty directory
+			if err = v.makeDirs(parent(name)); err == nil {
+				err = v.root.Link(s.h, name)
+			}
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return false, err
+		}
+		temp, err := v.tempName()
+		if err != nil {
+			return false, err
+		}
+		if err := v.root.Link(s.h, temp); err != nil {
+			return false, err
+		}
+		s.temp = temp
+	}
+	info, err := v.root.Stat(name)
+	switch {
+	case err == nil && info.Mode.IsDir():
+		return false, ErrIsDir
+	case err == nil:
+		replaced = true
+	case !errors.Is(err, fs.ErrNotExist):
+		return false, err
+	}
+	if err := v.root.Rename(s.temp, name); err != nil {
+		return false, err
+	}
+	s.temp = ""
+	return replaced, nil
+}
+
+// Abort gives the upload up. It does not wait for the disk. After Commit it
+// does nothing.
+func (u *Upload) Abort() {
+	if u.err == nil {
+		u.drop(os.ErrClosed)
+	}
+}
+
+// drop ends the upload: nothing of it is under way.
+func (u *Upload) drop(reason error) {
+	u.err = reason
+	if u.buf != nil {
+		u.v.buffers.Put(u.buf)
+		u.buf, u.buffered = nil, 0
+	}
+	if s := u.file; s != nil {
+		u.file = nil
+		u.v.background(func() { u.v.undone(s.discard()) })
+	}
+}
+
+// undone logs that something could not be cleaned up: nobody waits for the
+// answer.
+func (v *Volume) undone(err error) {
+	if err != nil {
+		v.log.Warn().Err(err).Msg("an unfinished upload could not be removed")
+	}
+}
+
+// WriteVolatile replaces the file name by data at once, but flushes nothing and
+// keeps no content sum: for what is written anew all the time, such as the usage
+// file.
+func (v *Volume) WriteVolatile(ctx context.Context, name string, data []byte) error {
+	u, err := v.Create(ctx, name)
+	if err != nil {
+		return err
+	}
+	u.volatile = true
+	if _, err := u.Write(data); err != nil {
+		return err
+	}
+	return u.Commit(ctx)
+}
