@@ -1,0 +1,230 @@
+// Package storaged is the storage daemon: it serves the files of its devices,
+// the dev<N> folders of one docroot, over HTTP, and answers questions about them
+// on a side channel. It needs neither database nor tracker.
+//
+// The wire is that of MogileFS 2.73's storage daemons, so that trackers and
+// clients of MogileFS can use it. What is stored, and what survives a crash, is
+// the business of package volume, through which all access to disks goes: one
+// disk that hangs holds up nobody but those who want something of it.
+//
+//   - the data plane (plane) says what HTTP methods do. It is a handler, an
+//     interface of our own that knows nothing of net/http, which is under it
+//     (server);
+//   - the side channel (sideChannel) gives sizes, digests and the utilisation
+//     of disks;
+//   - usage keeps /dev<N>/usage.
+package storaged
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/rs/zerolog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mogile/mogile/storaged/volume"
+)
+
+// Daemon is a storage daemon. See [New].
+type Daemon struct {
+	docroot  *volume.Docroot
+	registry *prometheus.Registry
+	usage    *usage
+	disks    *utilisation
+	http     *server // nil where not served, as get and side
+	get      *server // GET and HEAD only
+	side     *sideChannel
+	drain    time.Duration
+	log      zerolog.Logger
+
+	ready   atomic.Bool
+	asked   chan struct{} // closed when the side channel asks for the end
+	askOnce sync.Once
+}
+
+// New opens the docroot and binds the listeners; clients can connect, and are
+// answered once [Daemon.Run] runs. It reports everything that is wrong with the
+// options. A daemon that will not run must be closed.
+func New(o Options) (_ *Daemon, err error) {
+	o, err = o.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("storage daemon: %w", err)
+	}
+	d := &Daemon{registry: prometheus.NewRegistry(), drain: o.DrainTimeout, log: o.Log, asked: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.Close())
+		}
+	}()
+	d.docroot, err = volume.OpenDocroot(o.Docroot, volume.Options{
+		FS: o.FS, Durability: o.Durability, RequireMount: o.RequireMount, StuckAfter: o.StuckAfter,
+		ClusterID: o.ClusterID, Now: o.Now, Log: o.Log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("storage daemon: %w", err)
+	}
+	m := newMeter(d.registry, d.docroot)
+	d.usage = newUsage(d.docroot, o)
+	d.disks = newUtilisation(d.docroot, o)
+	bufs := new(buffers)
+	listen := func(addr string) (*listener, error) {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			return nil, fmt.Errorf("storage daemon: %w", err)
+		}
+		return newListener(l.(*net.TCPListener), o.MaxConns, o.ClientTimeout, m), nil
+	}
+	for _, s := range []struct {
+		addr     string
+		readOnly bool
+		to       **server
+	}{{o.HTTPListen, false, &d.http}, {o.GetListen, true, &d.get}} {
+		if s.addr == "" {
+			continue
+		}
+		l, err := listen(s.addr)
+		if err != nil {
+			return nil, err
+		}
+		*s.to = &server{
+			handler:  &plane{docroot: d.docroot, buffers: bufs, readOnly: s.readOnly},
+			listener: l, buffers: bufs, meter: m, log: o.Log,
+		}
+	}
+	if o.MgmtListen != "" {
+		l, err := listen(o.MgmtListen)
+		if err != nil {
+			return nil, err
+		}
+		d.side = &sideChannel{
+			listener: l, docroot: d.docroot, disks: d.disks, buffers: bufs, meter: m, log: o.Log,
+			shutdown: func() { d.askOnce.Do(func() { close(d.asked) }) },
+			ended:    make(chan struct{}), fsck: map[string]chan struct{}{},
+		}
+	}
+	return d, nil
+}
+
+// HTTPAddr is the address of the data plane, nil where it is not served.
+func (d *Daemon) HTTPAddr() net.Addr { return d.http.addr() }
+
+// GetAddr is the address of the data plane that only reads, nil where it is not
+// served.
+func (d *Daemon) GetAddr() net.Addr { return d.get.addr() }
+
+// MgmtAddr is the address of the side channel, nil where it is not served.
+func (d *Daemon) MgmtAddr() net.Addr {
+	if d.side == nil {
+		return nil
+	}
+	return d.side.listener.Addr()
+}
+
+// Registry holds the daemon's metrics.
+func (d *Daemon) Registry() *prometheus.Registry { return d.registry }
+
+// errNotServing is the answer of Ready before Run serves, and after it stops.
+var errNotServing = errors.New("storage daemon is starting or stopping")
+
+// Ready says why the daemon is of no use now, nil if it is: it serves, and
+// unless it has no device at all, one of them is well.
+func (d *Daemon) Ready(context.Context) error {
+	if !d.ready.Load() {
+		return errNotServing
+	}
+	var errs []error
+	for _, v := range d.docroot.Volumes() {
+		_, err := v.Usage()
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, fmt.Errorf("dev%d: %w", v.ID(), err))
+	}
+	return errors.Join(errs...)
+}
+
+// Run serves until ctx is cancelled or the side channel asks for the end. It
+// then stops listening, lets what is in progress finish within the drain
+// timeout, and returns nil. It may be called once.
+func (d *Daemon) Run(ctx context.Context) error {
+	defer d.Close() //nolint:errcheck // what matters was flushed when it was answered
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+
+	// The first look at the devices, so that the first tracker that asks finds
+	// out how full they are. Disks that hang are not waited for.
+	d.usage.first(ctx)
+
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		select {
+		case <-d.asked:
+			cancel()
+		case <-ctx.Done():
+		}
+		d.ready.Store(false)
+		t := time.AfterFunc(d.drain, cut)
+		<-stop.Done()
+		t.Stop()
+		return nil
+	})
+	g.Go(func() error { return d.usage.run(ctx) })
+	g.Go(func() error { return d.disks.run(ctx) })
+	g.Go(func() error {
+		defer cut() // nothing is left that could be cut off
+		serve := func(f func(ctx, stop context.Context) error) func() error {
+			return func() error {
+				defer cancel() // one that fails stops the others
+				return f(ctx, stop)
+			}
+		}
+		var planes, side errgroup.Group
+		for _, s := range []*server{d.http, d.get} {
+			if s != nil {
+				planes.Go(serve(s.serve))
+			}
+		}
+		if d.side == nil {
+			return planes.Wait()
+		}
+		side.Go(serve(d.side.serve))
+		err := planes.Wait()
+		close(d.side.ended)
+		return errors.Join(err, side.Wait())
+	})
+	d.ready.Store(true)
+	return g.Wait()
+}
+
+// Close gives up the listeners and the docroot. It is for daemons that do not
+// run: Run closes by itself.
+func (d *Daemon) Close() error {
+	var errs []error
+	for _, s := range []*server{d.http, d.get} {
+		if s != nil {
+			errs = append(errs, ignoreClosed(s.listener.Close()))
+		}
+	}
+	if d.side != nil {
+		errs = append(errs, ignoreClosed(d.side.listener.Close()))
+	}
+	if d.docroot != nil {
+		errs = append(errs, d.docroot.Close())
+	}
+	return errors.Join(errs...)
+}
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,45 @@
+package storaged
+
+import (
+	"context"
+	"io"
+	"time"
+
+	"github.com/mogile/mogile/storaged/volume"
+)
+
+// handler is the data plane as the HTTP server under it sees it. Nothing in it
+// belongs to a particular server, so that the server can be replaced.
+type handler interface {
+	// serve answers one request. It has read of the body what it wanted when it
+	// returns, and the answer's file is the caller's to close.
+	serve(ctx context.Context, r *request) answer
+}
+
+// request is all that the data plane wants to know of an HTTP request.
+type request struct {
+	method string
+	path   string    // decoded, without query, host and scheme
+	length int64     // of the body in bytes; -1 where it is chunked, 0 where there is none
+	body   io.Reader // fails with errSlowBody, errMalformedBody or errBrokenBody
+
+	// The headers that matter, each with all of its values.
+	ranges, contentRange, contentMD5 []string
+	// trailerMD5 is the Content-MD5 of the trailer, once the body was read. It
+	// is nil where none was announced.
+	trailerMD5 func() []string
+}
+
+// answer is what a request gets.
+type answer struct {
+	status       int
+	close        bool         // the connection cannot be used for another request
+	size         int64        // Content-Length
+	modified     time.Time    // Last-Modified; zero for none
+	contentRange string       // Content-Range, or empty
+	acceptRanges bool         // the answer is a whole file
+	file         *volume.File // the body is size bytes of it from off; nil where there is none
+	off          int64
+	text         []byte // the body, where file is nil
+	err          error  // why, for the log; nil where the answer says it all
+}

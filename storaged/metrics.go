@@ -1,0 +1,108 @@
+package storaged
+
+import (
+	"net/http"
+	"strconv"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/mogile/mogile/storaged/volume"
+)
+
+// meter counts what the daemon does.
+type meter struct {
+	requests       *prometheus.CounterVec // method, code
+	received, sent prometheus.Counter
+	inFlight       prometheus.Gauge
+	connections    prometheus.Gauge
+	commands       *prometheus.CounterVec // command
+	digests        prometheus.Gauge
+}
+
+func newMeter(r *prometheus.Registry, docroot *volume.Docroot) *meter {
+	const space, part = "mogile", "storaged"
+	m := &meter{
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: space, Subsystem: part, Name: "requests_total",
+			Help: "HTTP requests answered. Codes 500, 503 and 507 that grow mean a disk that fails, does not answer or is full."},
+			[]string{"method", "code"}),
+		received: prometheus.NewCounter(prometheus.CounterOpts{Namespace: space, Subsystem: part, Name: "received_bytes_total",
+			Help: "Bytes of request bodies received."}),
+		sent: prometheus.NewCounter(prometheus.CounterOpts{Namespace: space, Subsystem: part, Name: "sent_bytes_total",
+			Help: "Bytes of answers' bodies sent."}),
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: space, Subsystem: part, Name: "requests_in_flight",
+			Help: "HTTP requests in progress. If it stays high look for a slow disk."}),
+		connections: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: space, Subsystem: part, Name: "connections",
+			Help: "Open connections on all listeners. At the limit idle ones are closed; raise the limit."}),
+		commands: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: space, Subsystem: part, Name: "commands_total",
+			Help: "Lines answered on the side channel."}, []string{"command"}),
+		digests: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: space, Subsystem: part, Name: "digests_in_progress",
+			Help: "Digests being computed for the side channel."}),
+	}
+	r.MustRegister(m.requests, m.received, m.sent, m.inFlight, m.connections, m.commands, m.digests, deviceCollector{docroot})
+	return m
+}
+
+// request counts one answered HTTP request.
+func (m *meter) request(method string, status int, received, sent int64) {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, "MKCOL":
+	default:
+		method = "other"
+	}
+	m.requests.WithLabelValues(method, strconv.Itoa(status)).Inc()
+	m.received.Add(float64(received))
+	m.sent.Add(float64(sent))
+}
+
+// command counts one line of the side channel.
+func (m *meter) command(c command) {
+	name := "invalid"
+	switch c.verb {
+	case verbSize:
+		name = "size"
+	case verbDigest:
+		name = c.hash.String()
+	case verbWatch:
+		name = "watch"
+	case verbShutdown:
+		name = "shutdown"
+	case verbThreads:
+		name = "server"
+	case verbBlank:
+		name = "blank"
+	}
+	m.commands.WithLabelValues(name).Inc()
+}
+
+// deviceCollector shows the devices as they are at the time of the scrape.
+type deviceCollector struct{ docroot *volume.Docroot }
+
+var (
+	deviceUsed = prometheus.NewDesc("mogile_device_used_bytes",
+		"Bytes used on the device's file system.", []string{"devid"}, nil)
+	deviceFree = prometheus.NewDesc("mogile_device_free_bytes",
+		"Bytes that may still be written to the device's file system. Add devices before it is gone.", []string{"devid"}, nil)
+	deviceSick = prometheus.NewDesc("mogile_device_sick",
+		"1 while the device does not answer, or cannot tell how full it is. Look at the disk, and mark the device down or dead.", []string{"devid"}, nil)
+)
+
+// Describe implements prometheus.Collector.
+func (deviceCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- deviceUsed
+	ch <- deviceFree
+	ch <- deviceSick
+}
+
+// Collect implements prometheus.Collector.
+func (c deviceCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, v := range c.docroot.Volumes() {
+		dev := v.ID().String()
+		sick := 1.0
+		if u, err := v.Usage(); err == nil {
+			sick = 0
+			ch <- prometheus.MustNewConstMetric(deviceUsed, prometheus.GaugeValue, float64(u.Used)*1024, dev)
+			ch <- prometheus.MustNewConstMetric(deviceFree, prometheus.GaugeValue, float64(u.Available)*1024, dev)
+		}
+		ch <- prometheus.MustNewConstMetric(deviceSick, prometheus.GaugeValue, sick, dev)
+	}
+}

@@ -1,0 +1,329 @@
+package storaged
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/volume"
+)
+
+// maxSideLine bounds a line of the side channel in bytes, terminator included.
+// A connection with a longer one is closed.
+const maxSideLine = 16 << 10
+
+// sideChannel answers the line protocol of the management port: sizes and
+// digests of files, the stream of utilisation, and shutdown. Requests of one
+// connection are answered in order; connections do not wait for each other.
+type sideChannel struct {
+	listener *listener
+	docroot  *volume.Docroot
+	disks    *utilisation
+	buffers  *buffers
+	meter    *meter
+	log      zerolog.Logger
+	shutdown func()        // asks the daemon to stop
+	ended    chan struct{} // closed when everything else has stopped
+
+	mu   sync.Mutex               // guards fsck
+	fsck map[string]chan struct{} // by file system: holds one element while a digest for fsck runs
+}
+
+// serve answers until ctx is cancelled, finishes what was asked until then,
+// and cuts the rest off when stop is cancelled.
+func (s *sideChannel) serve(ctx, stop context.Context) error {
+	var conns sync.WaitGroup
+	accepting := make(chan error, 1)
+	go func() { accepting <- s.accept(ctx, stop, &conns) }()
+	var err error
+	select {
+	case err = <-accepting:
+		accepting <- nil
+	case <-ctx.Done():
+	}
+	if closeErr := s.listener.Close(); err == nil && closeErr != nil && !errors.Is(closeErr, net.ErrClosed) {
+		err = fmt.Errorf("close side channel: %w", closeErr)
+	}
+	<-accepting
+	// No connection gets further input, but each answers what it has.
+	s.listener.each(func(c *conn) { c.SetReadDeadline(time.Unix(1, 0)) }) //nolint:errcheck // a closed one is as good
+	cut := context.AfterFunc(stop, func() {
+		s.listener.each(func(c *conn) { c.Close() }) //nolint:errcheck // cut off
+	})
+	defer cut()
+	conns.Wait()
+	return err
+}
+
+func (s *sideChannel) accept(ctx, stop context.Context, conns *sync.WaitGroup) error {
+	var pause time.Duration
+	for {
+		nc, err := s.listener.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			conns.Go(func() { s.converse(ctx, stop, nc.(*conn)) })
+			continue
+		case ctx.Err() != nil:
+			return nil
+		case !isTemporary(err):
+			return fmt.Errorf("accept on side channel: %w", err)
+		}
+		// Out of descriptors, most likely: others will be closed.
+		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+		s.log.Error().Err(err).Dur("pause", pause).Msg("side channel cannot accept connections")
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// isTemporary reports whether accepting may succeed later.
+func isTemporary(err error) bool {
+	e, ok := errors.AsType[interface {
+		error
+		Temporary() bool
+	}](err)
+	return ok && e.Temporary()
+}
+
+// converse answers one connection.
+func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
+	defer c.Close()         //nolint:errcheck // nobody is left who could hear it
+	c.answering.Store(true) // this is no HTTP
+	r := bufio.NewReaderSize(c, maxSideLine)
+	w := bufio.NewWriter(c)
+	for {
+		if r.Buffered() == 0 || !hasLine(r) { // else more answers may share the packet
+			if err := w.Flush(); err != nil {
+				return
+			}
+		}
+		line, err := r.ReadSlice('\n')
+		if err != nil {
+			if errors.Is(err, bufio.ErrBufferFull) {
+				s.log.Warn().Str("client", c.RemoteAddr().String()).Int("limit", maxSideLine).Msg("line on side channel is too long")
+			}
+			w.Flush() //nolint:errcheck // the connection ends here
+			return
+		}
+		cmd := parseCommand(string(line[:len(line)-1]))
+		s.meter.command(cmd)
+		switch cmd.verb {
+		case verbWatch:
+			if err := w.Flush(); err == nil {
+				s.watch(ctx, c)
+			}
+			return
+		case verbShutdown:
+			w.Flush() //nolint:errcheck // it is told by the end of the connection
+			s.log.Info().Str("client", c.RemoteAddr().String()).Msg("shutdown asked for on side channel")
+			s.shutdown()
+			select {
+			case <-s.ended:
+			case <-stop.Done():
+			}
+			return
+		}
+		reply, err := s.reply(stop, cmd)
+		if err != nil {
+			s.log.Error().Err(err).Str("command", cmd.word).Str("uri", cmd.uri).Msg("side channel request failed")
+		}
+		if reply == "" {
+			return // stopped in the middle
+		}
+		if _, err := w.WriteString(reply); err != nil {
+			return
+		}
+	}
+}
+
+// hasLine reports whether a whole line is in r's buffer.
+func hasLine(r *bufio.Reader) bool {
+	b, err := r.Peek(r.Buffered())
+	if err != nil {
+		return false
+	}
+	for _, c := range b {
+		if c == '\n' {
+			return true
+		}
+	}
+	return false
+}
+
+// reply is the answer to a command that has one line of it, terminator
+// included; empty if ctx ended first. The error, if any, is for the log, and
+// answered already.
+func (s *sideChannel) reply(ctx context.Context, c command) (string, error) {
+	switch c.verb {
+	case verbBlank, verbThreads:
+		return "\r\n", nil
+	case verbBadURI:
+		return "ERROR: uri invalid (contains ..)\r\n", nil
+	case verbSize:
+		size, err := s.size(ctx, c.uri)
+		if err != nil {
+			// Not -1, which says that the file is missing. Trackers ask by HTTP
+			// after any line that they do not expect.
+			return fmt.Sprintf("ERR size %s failed\r\n", c.uri), err
+		}
+		return c.uri + " " + strconv.FormatInt(size, 10) + "\r\n", nil
+	case verbDigest:
+		sum, off, err := s.digest(ctx, c)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return "", nil
+		case err != nil:
+			return fmt.Sprintf("ERR read %s at %d failed\r\n", c.uri, off), err
+		case sum.IsZero():
+			return fmt.Sprintf("%s %s=-1\r\n", c.uri, c.hash), nil
+		}
+		return fmt.Sprintf("%s %s=%s\r\n", c.uri, c.hash, sum.Hex()), nil
+	}
+	return "ERROR: unknown command: " + c.word + "\r\n", nil
+}
+
+// isMissing reports whether err says that there is no such file, rather than
+// that one cannot tell.
+func isMissing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, volume.ErrNoDevice) ||
+		errors.Is(err, volume.ErrIsDir) || errors.Is(err, volume.ErrBadName)
+}
+
+// file finds what uri names. The volume is nil where no volume can have it.
+func (s *sideChannel) file(uri string) (*volume.Volume, target, error) {
+	t, err := parseTarget(uri)
+	if err != nil || t.dev == 0 || t.name == "" || t.dir {
+		return nil, t, nil
+	}
+	v, err := s.docroot.Volume(t.dev)
+	if err != nil && !isMissing(err) {
+		return nil, t, err
+	}
+	return v, t, nil
+}
+
+// size is the size of a file in bytes, -1 where there is none.
+func (s *sideChannel) size(ctx context.Context, uri string) (int64, error) {
+	v, t, err := s.file(uri)
+	switch {
+	case err != nil:
+		return 0, err
+	case v == nil:
+		return -1, nil
+	case t.name == usageName:
+		use, err := v.Usage()
+		return int64(len(use.String())), err
+	}
+	info, err := v.Stat(ctx, t.name)
+	switch {
+	case err == nil:
+		return info.Size, nil
+	case isMissing(err):
+		return -1, nil
+	}
+	return 0, err
+}
+
+// digest is the digest of a file, zero where it cannot be opened, or the
+// offset at which reading failed.
+func (s *sideChannel) digest(ctx context.Context, c command) (protocol.Checksum, int64, error) {
+	v, t, err := s.file(c.uri)
+	if err != nil || v == nil {
+		return protocol.Checksum{}, 0, err
+	}
+	if c.reason == reasonFsck {
+		free, err := s.enterFsck(ctx, v)
+		if err != nil {
+			return protocol.Checksum{}, 0, err
+		}
+		defer free()
+	}
+	h := c.hash.New()
+	if t.name == usageName {
+		use, err := v.Usage()
+		io.WriteString(h, use.String()) //nolint:errcheck // hashes do not fail
+		return protocol.Checksum{Type: c.hash, Sum: h.Sum(nil)}, 0, err
+	}
+	f, err := v.Open(ctx, t.name)
+	switch {
+	case err == nil:
+	case isMissing(err) || errors.Is(err, fs.ErrPermission):
+		return protocol.Checksum{}, 0, nil
+	default:
+		return protocol.Checksum{}, 0, err
+	}
+	defer f.Close() //nolint:errcheck // opened for reading
+	s.meter.digests.Inc()
+	defer s.meter.digests.Dec()
+	buf := s.buffers.get()
+	defer s.buffers.put(buf)
+	var off int64
+	for {
+		if err := ctx.Err(); err != nil {
+			return protocol.Checksum{}, off, err
+		}
+		n, err := f.Read(buf[:])
+		h.Write(buf[:n])
+		off += int64(n)
+		switch {
+		case errors.Is(err, io.EOF):
+			return protocol.Checksum{Type: c.hash, Sum: h.Sum(nil)}, off, nil
+		case err != nil:
+			return protocol.Checksum{}, off, err
+		}
+	}
+}
+
+// enterFsck waits until no other digest for fsck runs on v's file system. The
+// caller frees it.
+func (s *sideChannel) enterFsck(ctx context.Context, v *volume.Volume) (free func(), err error) {
+	name := fileSystem(v)
+	s.mu.Lock()
+	turn := s.fsck[name]
+	if turn == nil {
+		turn = make(chan struct{}, 1)
+		s.fsck[name] = turn
+	}
+	s.mu.Unlock()
+	select {
+	case turn <- struct{}{}:
+		return func() { <-turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// watch sends groups until ctx is cancelled or the client goes away. A client
+// that does not keep up misses groups.
+func (s *sideChannel) watch(ctx context.Context, c *conn) {
+	groups, leave := s.disks.subscribe()
+	defer leave()
+	if groups == nil {
+		c.Write([]byte("ERR iostat unavailable\r\n")) //nolint:errcheck // the connection ends here
+		return
+	}
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case g := <-groups:
+			if _, err := c.Write(g); err != nil {
+				return
+			}
+		}
+	}
+}
