@@ -143,6 +143,9 @@ func ParseDomains(reply Args) ([]Domain, error) {
 		}
 		for j := range int(classes) {
 			get := f.record("domain"+strconv.Itoa(i+1)+"class", j+1)
+			if get("name") == "" {
+				return nil, fmt.Errorf("list domains: class %d of domain %q has no name: %w", j+1, domains[i].Name, ErrBadReply)
+			}
 			domains[i].Classes = append(domains[i].Classes, Class{
 				Name:        get("name"),
 				MinDevCount: int(Number(get("mindevcount"))),

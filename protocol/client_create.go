@@ -235,14 +235,25 @@ func (c *Client) put(ctx context.Context, path string, src *source) (size int64,
 			return b, nil
 		}
 	}
-	resp, err := c.http.Do(req)
-	if err == nil {
-		if resp.StatusCode/100 == 2 {
-			_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // so that the connection can be used again
-		} else {
-			err = &StatusError{Code: resp.StatusCode}
+	// The transport does not return while a Read of the body is under way, not
+	// even when it is cancelled. One that never ends must not hold up the caller.
+	done := make(chan error, 1)
+	go func() {
+		resp, err := c.http.Do(req)
+		if err == nil {
+			if resp.StatusCode/100 == 2 {
+				_, _ = io.CopyN(io.Discard, resp.Body, 4<<10) // so that the connection can be used again
+			} else {
+				err = &StatusError{Code: resp.StatusCode}
+			}
+			resp.Body.Close()
 		}
-		resp.Body.Close()
+		done <- err
+	}()
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		return 0, Checksum{}, context.Cause(ctx)
 	}
 	if cause := context.Cause(attempt); cause != nil && err != nil {
 		err = cause
