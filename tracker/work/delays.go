@@ -1,6 +1,7 @@
 package work
 
 import (
+	"context"
 	"math/rand/v2"
 	"time"
 )
@@ -56,4 +57,14 @@ const longestCopyDelay = 600 * time.Second
 func CopyDelay(failcount int, rng *rand.Rand) time.Duration {
 	d := min(5*time.Second<<min(max(0, failcount), 10), longestCopyDelay)
 	return time.Duration(float64(d) * (0.8 + 0.4*rng.Float64()))
+}
+
+// Pause waits for d or the end of ctx.
+func Pause(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-ctx.Done():
+	}
 }

@@ -32,7 +32,7 @@ type Pool struct {
 	// Numbers may be set before Run to number the workers of several pools.
 	Numbers *Numbers
 	// Notify may be set before Run; it gets MogileFS's messages about workers
-	// that start and die.
+	// that start and die, from several goroutines, and must not block.
 	Notify func(msg string)
 
 	job string
