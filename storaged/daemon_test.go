@@ -16,6 +16,8 @@ import (
 
 	"github.com/rs/zerolog"
 	"go.uber.org/goleak"
+
+	"github.com/mogile/mogile/storaged/volume/simdisk"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -63,6 +65,23 @@ func start(t testing.TB, o Options, devs ...int) *daemon {
 	t.Cleanup(d.stop)
 	eventually(t, "the daemon is ready", func() bool { return d.Ready(ctx) == nil || isDone(d.done) })
 	return d
+}
+
+// docrootSim is the docroot of daemons on a simulated disk.
+const docrootSim = "/data"
+
+// startSim runs a daemon on a simulated disk, on which each of these devices
+// has a file system of its own; they share the disk's capacity.
+func startSim(t testing.TB, o Options, devs ...int) (*daemon, *simdisk.Disk) {
+	t.Helper()
+	disk := simdisk.New(simdisk.Options{})
+	for _, n := range devs {
+		if err := disk.MountAt(fmt.Sprintf("%s/dev%d", docrootSim, n), fmt.Sprintf("/dev/sim%d", n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	o.FS, o.Docroot = disk, docrootSim
+	return start(t, o), disk
 }
 
 func isDone(c <-chan struct{}) bool {

@@ -491,7 +491,6 @@ func TestStalledReader(t *testing.T) {
 	d := start(t, Options{ClientTimeout: 100 * time.Millisecond}, 1)
 	d.put("/dev1/large", string(pattern(32<<20)))
 	c := dial(t, d.HTTPAddr())
-	c.SetReadBuffer(4 << 10)
 	c.send("GET /dev1/large HTTP/1.1\nHost: x\n\n")
 	eventually(t, "the answer was begun", func() bool { return metric(t, d, "mogile_storaged_requests_in_flight") == 1 })
 	eventually(t, "the answer was given up", func() bool { return metric(t, d, "mogile_storaged_requests_in_flight") == 0 })

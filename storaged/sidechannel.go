@@ -104,31 +104,21 @@ func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
 	defer c.Close()         //nolint:errcheck // nobody is left who could hear it
 	c.answering.Store(true) // this is no HTTP
 	r := bufio.NewReaderSize(c, maxSideLine)
-	w := bufio.NewWriter(c)
 	for {
-		if r.Buffered() == 0 || !hasLine(r) { // else more answers may share the packet
-			if err := w.Flush(); err != nil {
-				return
-			}
-		}
 		line, err := r.ReadSlice('\n')
 		if err != nil {
 			if errors.Is(err, bufio.ErrBufferFull) {
 				s.log.Warn().Str("client", c.RemoteAddr().String()).Int("limit", maxSideLine).Msg("line on side channel is too long")
 			}
-			w.Flush() //nolint:errcheck // the connection ends here
 			return
 		}
 		cmd := parseCommand(string(line[:len(line)-1]))
 		s.meter.command(cmd)
 		switch cmd.verb {
 		case verbWatch:
-			if err := w.Flush(); err == nil {
-				s.watch(ctx, c)
-			}
+			s.watch(ctx, c)
 			return
 		case verbShutdown:
-			w.Flush() //nolint:errcheck // it is told by the end of the connection
 			s.log.Info().Str("client", c.RemoteAddr().String()).Msg("shutdown asked for on side channel")
 			s.shutdown()
 			select {
@@ -144,24 +134,10 @@ func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
 		if reply == "" {
 			return // stopped in the middle
 		}
-		if _, err := w.WriteString(reply); err != nil {
+		if _, err := io.WriteString(c, reply); err != nil {
 			return
 		}
 	}
-}
-
-// hasLine reports whether a whole line is in r's buffer.
-func hasLine(r *bufio.Reader) bool {
-	b, err := r.Peek(r.Buffered())
-	if err != nil {
-		return false
-	}
-	for _, c := range b {
-		if c == '\n' {
-			return true
-		}
-	}
-	return false
 }
 
 // reply is the answer to a command that has one line of it, terminator

@@ -1,0 +1,321 @@
+package storaged
+
+import (
+	"crypto/md5"
+	"crypto/sha1"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/mogile/mogile/storaged/volume/simdisk"
+)
+
+// side connects to the side channel.
+func (d *daemon) side() *client { return dial(d.t, d.MgmtAddr()) }
+
+// line reads one line, which must end with CRLF, and takes that away.
+func (c *client) line() string {
+	c.t.Helper()
+	s, err := c.r.ReadString('\n')
+	if err != nil {
+		c.t.Fatalf("after %q: %v", s, err)
+	}
+	text, ok := strings.CutSuffix(s, "\r\n")
+	if !ok {
+		c.t.Errorf("%q does not end with CRLF", s)
+	}
+	return text
+}
+
+const fid42 = "/dev1/0/000/000/0000000042.fid"
+
+func TestSideChannel(t *testing.T) {
+	t.Parallel()
+	d := start(t, Options{}, 1)
+	d.put(fid42, "hello world")
+	d.put("/dev1/0/000/000/0000000044.fid", "")
+	large := pattern(3*bufferSize + 1)
+	d.put("/dev1/large", string(large))
+	if err := os.WriteFile(filepath.Join(d.docroot, "secret"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	usage := d.get("/dev1/usage").body
+	for _, c := range []struct{ send, want string }{
+		{"size " + fid42, fid42 + " 11"},
+		{"size /" + fid42, "/" + fid42 + " 11"},
+		{"size /dev1/0/000/000/0000000043.fid", "/dev1/0/000/000/0000000043.fid -1"},
+		{"size /dev1/0/000/000/0000000044.fid", "/dev1/0/000/000/0000000044.fid 0"},
+		{"size /dev1/large", fmt.Sprintf("/dev1/large %d", len(large))},
+		{"size /dev1/usage", fmt.Sprintf("/dev1/usage %d", len(usage))},
+		{"size /dev1/0", "/dev1/0 -1"},
+		{"size /dev1", "/dev1 -1"},
+		{"size /dev2/x", "/dev2/x -1"},
+		{"size /secret", "/secret -1"},
+		{"size /dev1/.mogile/device", "/dev1/.mogile/device -1"},
+		{"size " + fid42 + "/x", fid42 + "/x -1"},
+		{"MD5 " + fid42 + " fsck", fid42 + " MD5=5eb63bbbe01eeed093cb22bb8f5acdc3"},
+		{"MD5 " + fid42, fid42 + " MD5=5eb63bbbe01eeed093cb22bb8f5acdc3"},
+		{"MD5 " + fid42 + " create_close", fid42 + " MD5=5eb63bbbe01eeed093cb22bb8f5acdc3"},
+		{"SHA-1 " + fid42, fid42 + " SHA-1=2aae6c35c94fcfb415dbe95f408b9ce91ee846ed"},
+		{"MD5 /dev1/0/000/000/0000000044.fid", "/dev1/0/000/000/0000000044.fid MD5=d41d8cd98f00b204e9800998ecf8427e"},
+		{"MD5 /dev1/large replicate", fmt.Sprintf("/dev1/large MD5=%x", md5.Sum(large))},
+		{"SHA-1 /dev1/large fsck", fmt.Sprintf("/dev1/large SHA-1=%x", sha1.Sum(large))},
+		{"MD5 /dev1/usage", fmt.Sprintf("/dev1/usage MD5=%x", md5.Sum([]byte(usage)))},
+		{"MD5 /dev1/0/000/000/0000000043.fid", "/dev1/0/000/000/0000000043.fid MD5=-1"},
+		{"SHA-1 /dev1/none fsck", "/dev1/none SHA-1=-1"},
+		{"MD5 /dev2/x", "/dev2/x MD5=-1"},
+		{"MD5 /secret", "/secret MD5=-1"},
+		{"size /a/../b", "ERROR: uri invalid (contains ..)"},
+		{"MD5 /dev1/../secret fsck", "ERROR: uri invalid (contains ..)"},
+		{"hello world", "ERROR: unknown command: hello"},
+		{"size bad", "ERROR: unknown command: size"},
+		{"  size  " + fid42 + "  ", fid42 + " 11"},
+		{"", ""},
+		{" \t ", ""},
+		{"server aio_threads = 5", ""},
+		{"server aio_threads = x", "ERROR: unknown command: server"},
+		{"shutdown now", "ERROR: unknown command: shutdown"},
+	} {
+		for _, end := range []string{"\r\n", "\n"} {
+			conn := d.side()
+			if _, err := io.WriteString(conn, c.send+end); err != nil {
+				t.Fatal(err)
+			}
+			if got := conn.line(); got != c.want {
+				t.Errorf("%q: %q, want %q", c.send, got, c.want)
+			}
+		}
+	}
+}
+
+// Requests may come all at once or byte by byte; answers come in order.
+func TestSideChannelPipelining(t *testing.T) {
+	t.Parallel()
+	d := start(t, Options{}, 1)
+	d.put(fid42, "hello world")
+	var all, want strings.Builder
+	for i := range 100 {
+		fmt.Fprintf(&all, "MD5 %s\r\n\nsize %s\nbogus%d\n", fid42, fid42, i)
+		fmt.Fprintf(&want, "%s MD5=5eb63bbbe01eeed093cb22bb8f5acdc3\r\n\r\n%s 11\r\nERROR: unknown command: bogus%d\r\n", fid42, fid42, i)
+	}
+	c := d.side()
+	go io.WriteString(c, all.String()) //nolint:errcheck // seen by what is read
+	got := make([]byte, want.Len())
+	if _, err := io.ReadFull(c, got); err != nil || string(got) != want.String() {
+		t.Errorf("%q, %v", got, err)
+	}
+
+	c = d.side()
+	for _, b := range []byte("size " + fid42 + "\r\n") {
+		if _, err := c.Write([]byte{b}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := c.line(); got != fid42+" 11" {
+		t.Errorf("trickled: %q", got)
+	}
+
+	// Answers come also to who has said all that he has to say.
+	c = d.side()
+	c.send("size %s\n", fid42)
+	c.CloseWrite()
+	if got := c.line(); got != fid42+" 11" {
+		t.Errorf("half closed: %q", got)
+	}
+	if !c.closed() {
+		t.Error("half closed: stays open")
+	}
+}
+
+// Lines are bounded.
+func TestSideChannelLongLine(t *testing.T) {
+	t.Parallel()
+	d := start(t, Options{}, 1)
+	c := d.side()
+	c.send("size /%s\n", strings.Repeat("a", maxSideLine/2))
+	if got := c.line(); !strings.HasSuffix(got, " -1") {
+		t.Errorf("a long line: %.100q", got)
+	}
+	io.WriteString(c, strings.Repeat("a", maxSideLine+1)) //nolint:errcheck // it may close before all is written
+	if !c.closed() {
+		t.Error("an endless line: stays open")
+	}
+}
+
+// A disk that cannot be read is not a file that is missing.
+func TestSideChannelReadError(t *testing.T) {
+	t.Parallel()
+	d, disk := startSim(t, Options{}, 1)
+	d.put("/dev1/f", string(pattern(2*bufferSize)))
+	c := d.side()
+	for _, step := range []struct {
+		fault simdisk.Fault
+		send  string
+		want  string
+	}{
+		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpRead}, Skip: 1}, "MD5 /dev1/f", fmt.Sprintf("ERR read /dev1/f at %d failed", bufferSize)},
+		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpOpen}}, "MD5 /dev1/f", "ERR read /dev1/f at 0 failed"},
+		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpOpen}, Err: fs.ErrPermission}, "MD5 /dev1/f", "/dev1/f MD5=-1"},
+		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpStat}}, "size /dev1/f", "ERR size /dev1/f failed"},
+		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpRead}}, "size /dev1/f", fmt.Sprintf("/dev1/f %d", 2*bufferSize)},
+	} {
+		step.fault.Path = docrootSim + "/dev1/f"
+		clear := disk.Inject(step.fault)
+		c.send("%s\n", step.send)
+		if got := c.line(); got != step.want {
+			t.Errorf("%v: %q, want %q", step.fault.Ops, got, step.want)
+		}
+		clear()
+	}
+}
+
+// Digests for fsck run one at a time on a file system; others do not wait for
+// them, and on a connection those behind a digest do.
+func TestFsckDigestsQueue(t *testing.T) {
+	t.Parallel()
+	d, disk := startSim(t, Options{}, 1, 2)
+	d.put("/dev1/fsck1", "1")
+	d.put("/dev1/fsck2", "2")
+	d.put("/dev1/other", "3")
+	d.put("/dev2/fsck", "4")
+	var clear []func()
+	for _, name := range []string{"/dev1/fsck1", "/dev1/fsck2", "/dev2/fsck"} {
+		clear = append(clear, disk.Inject(simdisk.Fault{Ops: []simdisk.Op{simdisk.OpRead}, Path: docrootSim + name, Hang: true}))
+	}
+	first, second, third, fourth := d.side(), d.side(), d.side(), d.side()
+	first.send("MD5 /dev1/fsck1 fsck\nsize /dev1/other\n")
+	eventually(t, "the first digest runs", func() bool { return disk.Hanging() == 1 })
+	second.send("MD5 /dev1/fsck2 fsck\n")
+	third.send("MD5 /dev1/other replicate\nMD5 /dev1/fsck2 replicate\n")
+	if got := third.line(); got != fmt.Sprintf("/dev1/other MD5=%x", md5.Sum([]byte("3"))) {
+		t.Errorf("a digest of normal priority: %q", got)
+	}
+	eventually(t, "a digest of normal priority runs beside", func() bool { return disk.Hanging() == 2 })
+	fourth.send("MD5 /dev2/fsck fsck\n")
+	eventually(t, "a digest on another file system runs", func() bool { return disk.Hanging() == 3 })
+	if n := metric(t, d, "mogile_storaged_digests_in_progress"); n != 3 {
+		t.Errorf("%v digests in progress, want 3", n)
+	}
+	for _, f := range clear {
+		f()
+	}
+	for _, c := range []struct {
+		conn       *client
+		path, body string
+	}{{first, "/dev1/fsck1", "1"}, {second, "/dev1/fsck2", "2"}, {third, "/dev1/fsck2", "2"}, {fourth, "/dev2/fsck", "4"}} {
+		if got, want := c.conn.line(), fmt.Sprintf("%s MD5=%x", c.path, md5.Sum([]byte(c.body))); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if got := first.line(); got != "/dev1/other 1" {
+		t.Errorf("behind the digest: %q", got)
+	}
+}
+
+func TestShutdown(t *testing.T) {
+	t.Parallel()
+	for _, command := range []string{"shutdown", "shutdown graceful"} {
+		d := start(t, Options{}, 1)
+		idle, watcher := d.side(), d.side()
+		watcher.send("watch\n")
+		busy := dial(t, d.HTTPAddr())
+		busy.send("PUT /dev1/f HTTP/1.1\nHost: x\nContent-Length: 2\n\n1")
+		eventually(t, "the upload is in progress", func() bool { return metric(t, d, "mogile_storaged_requests_in_flight") == 1 })
+		c := d.side()
+		c.send("%s\n", command)
+		if !idle.closed() {
+			t.Error("an idle connection stays open")
+		}
+		if isDone(d.done) {
+			t.Error("stopped in the middle of an upload")
+		}
+		busy.send("2")
+		if r := busy.receive("PUT"); r.StatusCode != 201 {
+			t.Errorf("upload: %s", r.Status)
+		}
+		if rest, err := io.ReadAll(c.r); err != nil || len(rest) > 0 {
+			t.Errorf("%s was answered with %q, %v", command, rest, err)
+		}
+		eventually(t, "the daemon has stopped", func() bool { return isDone(d.done) })
+		d.stop()
+	}
+}
+
+// A digest that was asked for before the end is answered before the end.
+func TestShutdownFinishesDigests(t *testing.T) {
+	t.Parallel()
+	d, disk := startSim(t, Options{}, 1)
+	d.put("/dev1/f", "x")
+	clear := disk.Inject(simdisk.Fault{Ops: []simdisk.Op{simdisk.OpRead}, Path: docrootSim + "/dev1/f", Hang: true})
+	c := d.side()
+	c.send("MD5 /dev1/f fsck\nMD5 /dev1/f\n")
+	eventually(t, "the digest runs", func() bool { return disk.Hanging() == 1 })
+	d.cancel()
+	eventually(t, "nobody listens", func() bool {
+		late, err := net.Dial("tcp", d.MgmtAddr().String())
+		if err == nil {
+			late.Close()
+		}
+		return err != nil
+	})
+	clear()
+	want := fmt.Sprintf("/dev1/f MD5=%x", md5.Sum([]byte("x")))
+	for range 2 {
+		if got := c.line(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	if !c.closed() {
+		t.Error("the connection stays open")
+	}
+}
+
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	d := start(t, Options{}, 1, 2, 10)
+	line := regexp.MustCompile(`^(\d+)\t(-|\d+\.\d\d)\n$`)
+	watchers := []*client{d.side(), d.side()}
+	watchers[0].send("watch\nsize /dev1/x\n")
+	watchers[1].send("WATCH\n")
+	for _, c := range watchers {
+		for range 2 {
+			var devs []string
+			for {
+				s, err := c.r.ReadString('\n')
+				if err != nil {
+					t.Fatal(err)
+				}
+				if s == ".\n" {
+					break
+				}
+				m := line.FindStringSubmatch(s)
+				if m == nil {
+					t.Fatalf("line %q", s)
+				}
+				devs = append(devs, m[1])
+			}
+			if got := strings.Join(devs, " "); got != "1 2 10" {
+				t.Errorf("devices %s", got)
+			}
+		}
+	}
+}
+
+func TestWatchUnavailable(t *testing.T) {
+	t.Parallel()
+	d := start(t, Options{ProcFS: t.TempDir()}, 1)
+	c := d.side()
+	c.send("watch\n")
+	if got := c.line(); got != "ERR iostat unavailable" {
+		t.Errorf("%q", got)
+	}
+	if !c.closed() {
+		t.Error("the connection stays open")
+	}
+}
