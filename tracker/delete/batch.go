@@ -62,7 +62,9 @@ func (w *Worker) begin(ctx context.Context, leases []*work.Lease) (*batch, []*wo
 }
 
 func (b *batch) end(ctx context.Context) {
-	if err := b.held.Release(ctx); err != nil {
+	if err := b.held.Release(ctx); errors.Is(err, schema.ErrUnavailable) {
+		b.w.o.Outage.Failed(err)
+	} else if err != nil {
 		b.w.o.Log.Warn().Err(err).Msg("fid locks not given back")
 	}
 }

@@ -200,6 +200,9 @@ func (w *Worker) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// errorPause is how long a worker does nothing after an error of the database.
+const errorPause = time.Second
+
 // work is one worker.
 func (w *Worker) work(ctx context.Context, _ int) error {
 	hard := work.InProgress(ctx) // what is begun is finished
@@ -215,11 +218,16 @@ func (w *Worker) work(ctx context.Context, _ int) error {
 		var g errgroup.Group
 		g.Go(func() error { return w.deleteFiles(hard, files) })
 		g.Go(func() error { return w.deleteCopies(hard, copies) })
-		if err := g.Wait(); errors.Is(err, schema.ErrUnavailable) {
-			w.o.Outage.Failed(err) // the rows come back when their leases are over
-		} else if err != nil && hard.Err() == nil {
+		err := g.Wait()
+		if err == nil || hard.Err() != nil {
+			continue
+		}
+		if errors.Is(err, schema.ErrUnavailable) {
+			w.o.Outage.Failed(err)
+		} else {
 			w.o.Log.Error().Err(err).Msg("deletion failed, the rows come back when their leases are over")
 		}
+		work.Pause(ctx, errorPause)
 	}
 	return nil
 }

@@ -60,7 +60,9 @@ func (w *Worker) replicate(ctx context.Context, id int, rng *rand.Rand, job sche
 		return orInterrupted(ctx, failed), job.FailCount, err
 	}
 	defer func() {
-		if err := held.Release(ctx); err != nil {
+		if err := held.Release(ctx); errors.Is(err, schema.ErrUnavailable) {
+			w.o.Outage.Failed(err)
+		} else if err != nil {
 			w.o.Log.Warn().Err(err).Uint64("fid", uint64(job.FID)).Msg("fid lock not given back")
 		}
 	}()

@@ -218,6 +218,9 @@ const (
 	interrupted  outcome = "interrupted" // the tracker stops, or lost the lock
 )
 
+// outagePause is how long a worker that met an absent database does nothing.
+const outagePause = time.Second
+
 // handle works on one leased fid and does with its row what the outcome asks
 // for.
 func (w *Worker) handle(ctx context.Context, id int, rng *rand.Rand, lease *work.Lease) {
@@ -229,6 +232,7 @@ func (w *Worker) handle(ctx context.Context, id int, rng *rand.Rand, lease *work
 	case result != failed:
 	case errors.Is(err, schema.ErrUnavailable):
 		w.o.Outage.Failed(err)
+		work.Pause(ctx, outagePause)
 		return // the row comes back when its lease is over
 	default:
 		w.o.Log.Error().Err(err).Uint64("fid", uint64(job.FID)).Int("worker", id).Msg("replication failed")

@@ -29,8 +29,9 @@ type Locker interface {
 type FIDLocks struct {
 	store Locker
 
-	mu   sync.Mutex // guards busy
-	busy map[protocol.FID]bool
+	mu    sync.Mutex // guards what follows
+	busy  map[protocol.FID]bool
+	stuck []*Held // released while the database was away; still locked, for all we know
 }
 
 // NewFIDLocks locks fids in store. All workers of a tracker must share one.
@@ -49,6 +50,9 @@ type Held struct {
 // a fid may be named twice. The result must be released, also where it holds
 // nothing.
 func (l *FIDLocks) TryLock(ctx context.Context, fids ...protocol.FID) (*Held, error) {
+	if err := l.unstick(ctx); err != nil {
+		return nil, err
+	}
 	h := &Held{locks: l, fids: make(map[protocol.FID]bool, len(fids))}
 	byName := make(map[string]protocol.FID, len(fids))
 	names := make([]string, 0, len(fids))
@@ -106,23 +110,34 @@ func (h *Held) Context(ctx context.Context) (_ context.Context, cancel context.C
 	return ctx, func() { stop(nil); <-done }
 }
 
-// Release gives the locks back. It does so even where ctx has ended.
+// Release gives the locks back. It does so even where ctx has ended. Where the
+// database cannot be told, the fids remain locked until it can: the next TryLock
+// tries again.
 func (h *Held) Release(ctx context.Context) error {
 	if len(h.fids) == 0 {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unlockTimeout)
+	defer cancel()
+	err := h.unlock(ctx)
+	if err != nil {
+		h.locks.mu.Lock()
+		defer h.locks.mu.Unlock()
+		h.locks.stuck = append(h.locks.stuck, h)
+	}
+	return err
+}
+
+func (h *Held) unlock(ctx context.Context) error {
 	names := make([]string, 0, len(h.fids))
 	for fid := range h.fids {
 		names = append(names, schema.FIDLock(fid))
 	}
-	var err error
 	select {
 	case <-h.lost: // they are gone; a new session may not be told to give up what it never had
 	default:
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unlockTimeout)
-		defer cancel()
-		if err = h.locks.store.Unlock(ctx, names); err != nil {
-			err = fmt.Errorf("unlock %d fids: %w", len(names), err)
+		if err := h.locks.store.Unlock(ctx, names); err != nil {
+			return fmt.Errorf("unlock %d fids: %w", len(names), err)
 		}
 	}
 	h.locks.mu.Lock()
@@ -131,5 +146,22 @@ func (h *Held) Release(ctx context.Context) error {
 		delete(h.locks.busy, fid)
 	}
 	h.fids = nil
-	return err
+	return nil
+}
+
+// unstick gives back what could not be given back before.
+func (l *FIDLocks) unstick(ctx context.Context) error {
+	l.mu.Lock()
+	stuck := l.stuck
+	l.stuck = nil
+	l.mu.Unlock()
+	for i, h := range stuck {
+		if err := h.unlock(ctx); err != nil {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			l.stuck = append(l.stuck, stuck[i:]...)
+			return err
+		}
+	}
+	return nil
 }

@@ -244,8 +244,17 @@ func TestFIDLocksWithoutDatabase(t *testing.T) {
 	if err != nil || !h.Has(1) {
 		t.Fatalf("a failed attempt keeps the fid: %+v, %v", h, err)
 	}
-	if err := h.Release(t.Context()); err != nil {
-		t.Error(err)
+	// What could not be given back is given back later.
+	away.Store(true)
+	if err := h.Release(t.Context()); !errors.Is(err, schema.ErrUnavailable) {
+		t.Fatalf("error %v", err)
+	}
+	away.Store(false)
+	if h, err = locks.TryLock(t.Context(), 1); err != nil || !h.Has(1) {
+		t.Fatalf("a failed release keeps the fid: %+v, %v", h, err)
+	}
+	if err := h.Release(t.Context()); err != nil || store.Locked() != 0 {
+		t.Errorf("%d locks left, %v", store.Locked(), err)
 	}
 }
 
