@@ -1,0 +1,186 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+)
+
+// CloseFile turns an upload into a file.
+func (s *Store) CloseFile(ctx context.Context, c schema.Close) error {
+	if err := s.checkKey(c.Key); err != nil {
+		return err
+	}
+	switch {
+	case c.FID > protocol.MaxFID:
+		return protocol.ErrNoTempfile
+	case c.DevID > protocol.MaxDevID:
+		return fmt.Errorf("close fid %d: device %d is beyond the columns' width", c.FID, c.DevID)
+	case c.Length < 0:
+		return fmt.Errorf("close fid %d: length %d", c.FID, c.Length)
+	}
+	return s.do(ctx, fmt.Sprintf("close fid %d", c.FID), func(ctx context.Context) error {
+		outcome, err := s.closes.do(ctx, c)
+		if err != nil {
+			return keyError(err)
+		}
+		return outcome
+	})
+}
+
+const (
+	// batchLockTimeout is how long a batch waits for a row that somebody else
+	// holds, before its calls are repeated one by one.
+	batchLockTimeout = 100 * time.Millisecond
+	// aloneLockTimeout is how long a call waits that is alone.
+	aloneLockTimeout = 5 * time.Second
+	// maxCloses is how often a close is tried whose key is deleted or renamed
+	// under it again and again.
+	maxCloses = 20
+)
+
+// closeBatch closes several uploads, whose keys and fids differ, in one
+// transaction of one round trip:
+//
+//  1. The tempfile rows go, and the keys that are new are inserted, in key
+//     order. Locations, checksums and the replication queue have their rows.
+//  2. The rows of keys that existed are locked, in key order.
+//  3. With a younger snapshot, which has their final contents, they are pointed
+//     to the new fids, and the fids that they held are queued for deletion.
+//
+// If one of those rows was deleted or renamed between 1 and 2, step 3 fails,
+// and the batch is rolled back and repeated call by call. Which calls steps 2
+// and 3 are about, step 1 leaves in the setting mogile.pending.
+//
+// A deleted domain is held off by a shared advisory lock, which is much lighter
+// than a lock on the domain's row.
+func (s *Store) closeBatch(ctx context.Context, calls []schema.Close, outcomes []error) error {
+	return s.closeAll(ctx, calls, outcomes, batchLockTimeout)
+}
+
+func (s *Store) closeAlone(ctx context.Context, c schema.Close) (error, error) {
+	var outcome [1]error
+	for range maxCloses {
+		err := repeat(ctx, func() error { return s.closeAll(ctx, []schema.Close{c}, outcome[:], aloneLockTimeout) })
+		switch {
+		case err == nil:
+			return outcome[0], nil
+		case state(err) == stateUnique && constraint(err) != "":
+			// A file row of this fid under another key.
+			return protocol.Err("fid_exists"), nil
+		case state(err) != stateDivision:
+			return nil, err
+		}
+		var same bool
+		const sameFID = `SELECT EXISTS (SELECT FROM file WHERE fid = $1)`
+		if err := s.pool.QueryRow(ctx, sameFID, int64(c.FID)).Scan(&same); err != nil {
+			return nil, err
+		}
+		if same {
+			return protocol.Err("fid_exists"), nil
+		}
+	}
+	return nil, errors.New("the key was deleted or renamed too often meanwhile")
+}
+
+// closeArrays are the columns of closes.
+type closeArrays struct {
+	fids, lengths                        []int64
+	dmids, classes, devids, hashes, used []int16
+	keys                                 []string
+	sums                                 [][]byte
+}
+
+func arraysOf(calls []schema.Close) closeArrays {
+	var a closeArrays
+	for _, c := range calls {
+		a.fids, a.lengths = append(a.fids, int64(c.FID)), append(a.lengths, c.Length)
+		a.dmids, a.classes = append(a.dmids, int16(c.DMID)), append(a.classes, int16(c.ClassID))
+		a.devids, a.hashes = append(a.devids, int16(c.DevID)), append(a.hashes, int16(c.Checksum.Type))
+		a.keys, a.sums = append(a.keys, c.Key), append(a.sums, c.Checksum.Sum)
+	}
+	a.used = slices.Compact(slices.Sorted(slices.Values(a.dmids)))
+	return a
+}
+
+func (s *Store) closeAll(ctx context.Context, calls []schema.Close, outcomes []error, wait time.Duration) error {
+	at := make(map[int64]int, len(calls))
+	for i, c := range calls {
+		at[int64(c.FID)] = i
+	}
+	sorted := slices.SortedFunc(slices.Values(calls), func(x, y schema.Close) int {
+		return cmp.Or(cmp.Compare(x.DMID, y.DMID), cmp.Compare(x.Key, y.Key))
+	})
+	a := arraysOf(sorted)
+	return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+		b.Queue(durable)
+		b.Queue(setLockTimeout, wait.String())
+		b.Queue(shareDomains, domainSpace, a.used)
+		b.Queue(closeNew, a.fids, a.dmids, a.keys, a.lengths, a.classes, a.devids, a.hashes, a.sums).Query(func(rows pgx.Rows) error {
+			var fid int64
+			var domain, gone bool
+			var pending string
+			_, err := pgx.ForEachRow(rows, []any{&fid, &domain, &gone, &pending}, func() error {
+				switch outcome := &outcomes[at[fid]]; {
+				case !domain:
+					*outcome = protocol.Err("unreg_domain")
+				case !gone:
+					*outcome = protocol.ErrNoTempfile
+				default:
+					*outcome = nil
+				}
+				return nil
+			})
+			return err
+		})
+		b.Queue(closeLock, a.fids, a.dmids, a.keys)
+		b.Queue(closeOver, s.offset(), a.fids, a.dmids, a.keys, a.lengths, a.classes)
+	})
+}
+
+const (
+	setLockTimeout = `SELECT set_config('lock_timeout', $1, true)`
+
+	shareDomains = `SELECT pg_advisory_xact_lock_shared($1, d) FROM unnest($2::int2[]) d`
+
+	closeNew = `WITH c AS MATERIALIZED (SELECT c.*, EXISTS (SELECT FROM domain d WHERE d.dmid = c.dmid) AS known
+			FROM unnest($1::int8[], $2::int2[], $3::text[], $4::int8[], $5::int2[], $6::int2[], $7::int2[], $8::bytea[])
+			c (fid, dmid, dkey, length, classid, devid, hashtype, sum)),
+		gone AS (DELETE FROM tempfile t USING c WHERE t.fid = c.fid AND c.known RETURNING c.*),
+		fresh AS (INSERT INTO file (fid, dmid, dkey, length, classid, devcount)
+			SELECT fid, dmid, dkey, length, classid, 1 FROM gone ORDER BY dmid, dkey
+			ON CONFLICT (dmid, dkey) DO NOTHING RETURNING fid),
+		located AS (INSERT INTO file_on (fid, devid) SELECT fid, devid FROM gone ON CONFLICT DO NOTHING),
+		kept AS (DELETE FROM copy_to_delete d USING gone WHERE d.fid = gone.fid AND d.devid = gone.devid AND d.what = 'fid'),
+		summed AS (INSERT INTO checksum (fid, hashtype, checksum) SELECT fid, hashtype, sum FROM gone WHERE hashtype <> 0
+			ON CONFLICT (fid) DO UPDATE SET hashtype = EXCLUDED.hashtype, checksum = EXCLUDED.checksum),
+		queued AS (INSERT INTO file_to_replicate (fid, nexttry) SELECT fid, 0 FROM gone
+			ON CONFLICT (fid) DO UPDATE SET nexttry = 0)
+		SELECT c.fid, c.known, gone.fid IS NOT NULL, p.pending
+		FROM c LEFT JOIN gone USING (fid) CROSS JOIN (SELECT set_config('mogile.pending',
+			(SELECT '{' || coalesce(string_agg(fid::text, ','), '') || '}' FROM gone WHERE fid NOT IN (SELECT fid FROM fresh)),
+			true) AS pending OFFSET 0) AS p`
+
+	closePending = `= ANY (current_setting('mogile.pending', true)::int8[])`
+
+	closeLock = `SELECT f.fid FROM unnest($1::int8[], $2::int2[], $3::text[]) c (fid, dmid, dkey)
+		JOIN file f ON f.dmid = c.dmid AND f.dkey = c.dkey
+		WHERE c.fid ` + closePending + ` ORDER BY f.dmid, f.dkey FOR UPDATE OF f`
+
+	closeOver = `WITH c AS MATERIALIZED (SELECT * FROM unnest($2::int8[], $3::int2[], $4::text[], $5::int8[], $6::int2[])
+			c (fid, dmid, dkey, length, classid) WHERE c.fid ` + closePending + `),
+		old AS MATERIALIZED (SELECT c.*, f.fid AS old FROM c JOIN file f ON f.dmid = c.dmid AND f.dkey = c.dkey WHERE f.fid <> c.fid),
+		repointed AS (UPDATE file f SET fid = old.fid, length = old.length, classid = old.classid, devcount = 1
+			FROM old WHERE f.fid = old.old AND f.dmid = old.dmid AND f.dkey = old.dkey RETURNING old.old),
+		queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT old, ` + now + ` FROM repointed ORDER BY old
+			ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
+		SELECT 1 / (CASE WHEN (SELECT count(*) FROM repointed) = (SELECT count(*) FROM c) THEN 1 ELSE 0 END)`
+)

@@ -1,0 +1,357 @@
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+)
+
+// foundFile is what is found under a key; found is false where there is
+// nothing.
+type foundFile struct {
+	schema.LocatedFile
+	found bool
+}
+
+// FileByKey finds a closed file and the devices that hold it.
+func (s *Store) FileByKey(ctx context.Context, dmid schema.DMID, key string) (schema.File, []protocol.DevID, error) {
+	if checkKey(key, s.ascii, true) != nil {
+		return schema.File{}, nil, protocol.ErrUnknownKey
+	}
+	var f foundFile
+	err := s.do(ctx, "find key", func(ctx context.Context) (err error) {
+		if f, err = s.finds.do(ctx, keyName{dmid, key}); err == nil && !f.found {
+			err = protocol.ErrUnknownKey
+		}
+		return err
+	})
+	return f.File, f.Devices, err
+}
+
+func (s *Store) findBatch(ctx context.Context, calls []keyName, found []foundFile) error {
+	dmids, keys := make([]int16, len(calls)), make([]string, len(calls))
+	for i, c := range calls {
+		dmids[i], keys[i] = int16(c.dmid), c.key
+	}
+	rows, err := s.pool.Query(ctx, findFiles, dmids, keys)
+	if err != nil {
+		return err
+	}
+	var at int
+	var f fileRow
+	_, err = pgx.ForEachRow(rows, append([]any{&at}, f.fields()...), func() error {
+		found[at-1] = foundFile{schema.LocatedFile{File: f.file(), Devices: f.devices()}, true}
+		return nil
+	})
+	return err
+}
+
+const (
+	fileColumns = `f.fid, f.dmid, f.dkey, f.length, f.classid, f.devcount,
+		ARRAY(SELECT o.devid FROM file_on o WHERE o.fid = f.fid ORDER BY o.devid)`
+	findFiles = `SELECT q.at, ` + fileColumns + ` FROM unnest($1::int2[], $2::text[]) WITH ORDINALITY q (dmid, dkey, at)
+		JOIN file f ON f.dmid = q.dmid AND f.dkey = q.dkey`
+	filesByFID = `SELECT ` + fileColumns + ` FROM file f WHERE f.fid = ANY ($1::int8[])`
+)
+
+// fileRow receives fileColumns.
+type fileRow struct {
+	fid      int64
+	dmid     int16
+	key      *string
+	length   *int64
+	classid  int16
+	devcount int16
+	devids   []int64
+}
+
+func (r *fileRow) fields() []any {
+	return []any{&r.fid, &r.dmid, &r.key, &r.length, &r.classid, &r.devcount, &r.devids}
+}
+
+func (r *fileRow) file() schema.File {
+	f := schema.File{FID: protocol.FID(r.fid), DMID: schema.DMID(r.dmid), ClassID: schema.ClassID(r.classid), DevCount: int(r.devcount)}
+	if r.key != nil {
+		f.Key = *r.key
+	}
+	if r.length != nil {
+		f.Length = *r.length
+	}
+	return f
+}
+
+func (r *fileRow) devices() []protocol.DevID { return devIDs(r.devids) }
+
+func devIDs(ids []int64) []protocol.DevID {
+	devs := make([]protocol.DevID, len(ids))
+	for i, id := range ids {
+		devs[i] = protocol.DevID(id)
+	}
+	return devs
+}
+
+// fidArray is fids as a parameter; those that no column holds are left out.
+func fidArray(fids []protocol.FID) []int64 {
+	a := make([]int64, 0, len(fids))
+	for _, fid := range fids {
+		if fid <= protocol.MaxFID {
+			a = append(a, int64(fid))
+		}
+	}
+	return a
+}
+
+// FilesByFID finds files by number.
+func (s *Store) FilesByFID(ctx context.Context, fids []protocol.FID) ([]schema.LocatedFile, error) {
+	if len(fids) == 0 {
+		return nil, nil
+	}
+	var files []schema.LocatedFile
+	err := s.do(ctx, "read files", func(ctx context.Context) error {
+		files = make([]schema.LocatedFile, 0, len(fids))
+		rows, err := s.pool.Query(ctx, filesByFID, fidArray(fids))
+		if err != nil {
+			return err
+		}
+		var f fileRow
+		_, err = pgx.ForEachRow(rows, f.fields(), func() error {
+			files = append(files, schema.LocatedFile{File: f.file(), Devices: f.devices()})
+			return nil
+		})
+		return err
+	})
+	return files, err
+}
+
+// Checksum is the stored checksum of a fid.
+func (s *Store) Checksum(ctx context.Context, fid protocol.FID) (protocol.Checksum, error) {
+	var sum protocol.Checksum
+	if fid > protocol.MaxFID {
+		return sum, nil
+	}
+	err := s.do(ctx, fmt.Sprintf("read checksum of fid %d", fid), func(ctx context.Context) error {
+		return s.pool.QueryRow(ctx, readChecksum, int64(fid)).Scan(&sum.Type, &sum.Sum)
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return protocol.Checksum{}, nil
+	}
+	return sum, err
+}
+
+const readChecksum = `SELECT hashtype, checksum FROM checksum WHERE fid = $1`
+
+// SetChecksum stores the checksum of a fid that has a file row.
+func (s *Store) SetChecksum(ctx context.Context, fid protocol.FID, sum protocol.Checksum) error {
+	if fid > protocol.MaxFID {
+		return fmt.Errorf("store checksum of fid %d: %w", fid, schema.ErrGone)
+	}
+	return s.do(ctx, fmt.Sprintf("store checksum of fid %d", fid), func(ctx context.Context) error {
+		tag, err := s.pool.Exec(ctx, setChecksum, int64(fid), int16(sum.Type), sum.Sum)
+		if err == nil && tag.RowsAffected() == 0 {
+			err = schema.ErrGone
+		}
+		return err
+	})
+}
+
+const setChecksum = `WITH f AS (SELECT fid FROM file WHERE fid = $1 FOR KEY SHARE)
+	INSERT INTO checksum (fid, hashtype, checksum) SELECT fid, $2::int2, $3::bytea FROM f
+	ON CONFLICT (fid) DO UPDATE SET hashtype = EXCLUDED.hashtype, checksum = EXCLUDED.checksum`
+
+// DeleteKey removes a key and queues its fid for deletion.
+func (s *Store) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (protocol.FID, error) {
+	if checkKey(key, s.ascii, true) != nil {
+		return 0, protocol.ErrUnknownKey
+	}
+	var fid int64
+	err := s.do(ctx, "delete key", func(ctx context.Context) error {
+		return s.pool.QueryRow(ctx, deleteKey, s.offset(), int16(dmid), key).Scan(&fid)
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return 0, protocol.ErrUnknownKey
+	}
+	return protocol.FID(fid), err
+}
+
+const deleteKey = `WITH gone AS (DELETE FROM file WHERE dmid = $2 AND dkey = $3 RETURNING fid),
+	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + now + ` FROM gone
+		ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
+	SELECT fid FROM gone`
+
+// RenameKey gives a file another key.
+func (s *Store) RenameKey(ctx context.Context, dmid schema.DMID, from, to string) error {
+	if checkKey(from, s.ascii, true) != nil {
+		return protocol.ErrUnknownKey
+	}
+	if err := s.checkKey(to); err != nil {
+		return err
+	}
+	return s.do(ctx, "rename key", func(ctx context.Context) error {
+		if from == to {
+			var there bool
+			if err := s.pool.QueryRow(ctx, keyExists, int16(dmid), from).Scan(&there); err != nil || there {
+				return err
+			}
+			return protocol.ErrUnknownKey
+		}
+		tag, err := s.pool.Exec(ctx, renameKey, int16(dmid), from, to)
+		switch {
+		case state(err) == stateUnique:
+			return protocol.ErrKeyExists
+		case err != nil:
+			return keyError(err)
+		case tag.RowsAffected() == 0:
+			return protocol.ErrUnknownKey
+		}
+		return nil
+	})
+}
+
+const (
+	keyExists = `SELECT EXISTS (SELECT FROM file WHERE dmid = $1 AND dkey = $2)`
+	renameKey = `UPDATE file SET dkey = $3 WHERE dmid = $1 AND dkey = $2`
+)
+
+// SetFileClass moves a fid to another class and queues it for replication.
+func (s *Store) SetFileClass(ctx context.Context, fid protocol.FID, class schema.ClassID) error {
+	if fid > protocol.MaxFID {
+		return fmt.Errorf("set class of fid %d: %w", fid, schema.ErrGone)
+	}
+	return s.do(ctx, fmt.Sprintf("set class of fid %d", fid), func(ctx context.Context) error {
+		var n int
+		err := s.pool.QueryRow(ctx, setFileClass, int64(fid), int16(class)).Scan(&n)
+		if err == nil && n == 0 {
+			err = schema.ErrGone
+		}
+		return err
+	})
+}
+
+const setFileClass = `WITH changed AS (UPDATE file SET classid = $2 WHERE fid = $1 RETURNING fid),
+	queued AS (INSERT INTO file_to_replicate (fid, nexttry) SELECT fid, 0 FROM changed ON CONFLICT (fid) DO UPDATE SET nexttry = 0)
+	SELECT count(*) FROM changed`
+
+// ListKeys lists keys in byte order.
+func (s *Store) ListKeys(ctx context.Context, dmid schema.DMID, prefix, after string, limit int) ([]string, error) {
+	from, to, ok := keyRange(prefix, after, s.ascii)
+	if !ok || limit <= 0 {
+		return nil, nil
+	}
+	sql, args := listKeys, []any{int16(dmid), from, limit}
+	if to != nil {
+		sql, args = listKeysTo, append(args, *to)
+	}
+	var keys []string
+	err := s.do(ctx, "list keys", func(ctx context.Context) error {
+		rows, err := s.pool.Query(ctx, sql, args...)
+		if err != nil {
+			return err
+		}
+		keys, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		return err
+	})
+	return keys, err
+}
+
+const (
+	listKeys = `SELECT dkey FROM file WHERE dmid = $1 AND dkey COLLATE "C" >= $2::text COLLATE "C"
+		ORDER BY dkey COLLATE "C" LIMIT $3`
+	listKeysTo = `SELECT dkey FROM file WHERE dmid = $1 AND dkey COLLATE "C" >= $2::text COLLATE "C"
+		AND dkey COLLATE "C" < $4::text COLLATE "C" ORDER BY dkey COLLATE "C" LIMIT $3`
+)
+
+// ListFIDs lists files in the order of their fids.
+func (s *Store) ListFIDs(ctx context.Context, after protocol.FID, limit int) ([]schema.File, error) {
+	if after >= protocol.MaxFID || limit <= 0 {
+		return nil, nil
+	}
+	var files []schema.File
+	err := s.do(ctx, "list fids", func(ctx context.Context) error {
+		files = nil
+		rows, err := s.pool.Query(ctx, listFIDs, int64(after), limit)
+		if err != nil {
+			return err
+		}
+		var f fileRow
+		_, err = pgx.ForEachRow(rows, f.fields()[:6], func() error {
+			files = append(files, f.file())
+			return nil
+		})
+		return err
+	})
+	return files, err
+}
+
+const listFIDs = `SELECT fid, dmid, dkey, length, classid, devcount FROM file WHERE fid > $1 ORDER BY fid LIMIT $2`
+
+// DebugFile collects all that the database knows of a fid, as of one moment.
+func (s *Store) DebugFile(ctx context.Context, fid protocol.FID) (schema.FileDebug, error) {
+	var d schema.FileDebug
+	if fid > protocol.MaxFID {
+		return d, nil
+	}
+	err := s.do(ctx, fmt.Sprintf("read all of fid %d", fid), func(ctx context.Context) error {
+		d = schema.FileDebug{}
+		return s.pipeline(ctx, beginSnapshot, func(b *pgx.Batch) {
+			var f fileRow
+			b.Queue(filesByFID, []int64{int64(fid)}).Query(func(rows pgx.Rows) error {
+				_, err := pgx.ForEachRow(rows, f.fields(), func() error {
+					file := f.file()
+					d.File = &file
+					return nil
+				})
+				return err
+			})
+			b.Queue(readTempfile, int64(fid)).QueryRow(func(row pgx.Row) error {
+				t := schema.Tempfile{FID: fid}
+				err := scanTempfile(row, &t)
+				if err == nil {
+					d.Tempfile = &t
+				}
+				return ignoreNoRows(err)
+			})
+			b.Queue(`SELECT ARRAY(SELECT devid FROM file_on WHERE fid = $1 ORDER BY devid)`, int64(fid)).QueryRow(func(row pgx.Row) error {
+				var ids []int64
+				err := row.Scan(&ids)
+				d.Devices = devIDs(ids)
+				return err
+			})
+			b.Queue(readChecksum, int64(fid)).QueryRow(func(row pgx.Row) error {
+				return ignoreNoRows(row.Scan(&d.Checksum.Type, &d.Checksum.Sum))
+			})
+			for _, q := range queues {
+				b.Queue(in(`SELECT {1}, nexttry, failcount, {2}, {3} FROM {0} WHERE fid = $1 AND {4} ORDER BY {1}`,
+					q.table, q.device(), q.flags(), q.argument(), q.where()), int64(fid)).Query(func(rows pgx.Rows) error {
+					var dev *int64
+					r := schema.QueueRow{Queue: q.queue, FID: fid}
+					_, err := pgx.ForEachRow(rows, []any{&dev, &r.NextTry, &r.FailCount, &r.Flags, &r.Arg}, func() error {
+						row := r
+						if dev != nil {
+							id := protocol.DevID(*dev)
+							row.DevID = &id
+						}
+						d.Queues = append(d.Queues, row)
+						return nil
+					})
+					return err
+				})
+			}
+		})
+	})
+	return d, err
+}
+
+// beginSnapshot starts a transaction whose statements all see one moment.
+const beginSnapshot = `BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY`
+
+func ignoreNoRows(err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,288 @@
+// Package postgres is the namespace in PostgreSQL 12 or later: a
+// [schema.Store] that any number of trackers share.
+//
+// The hot calls (recording uploads, closing them, finding keys, finishing
+// jobs) are array statements: calls that arrive while others run are collected
+// and share a statement and a commit, and a call that is alone waits for
+// nobody. A statement that fails is repeated call by call.
+//
+// # Connection pools
+//
+// The main connections work through PgBouncer's transaction pooling, with
+// default_query_exec_mode=exec in the DSN (or with PgBouncer 1.21's
+// max_prepared_statements, as it is). Locks and news of changes need
+// connections of their own to the server, which [Options.SessionDSN] names
+// then. Settings of a session (statement_timeout, lock_timeout) are set by SQL,
+// and are only as good as the pooler keeps them; what correctness needs is set
+// inside each transaction.
+package postgres
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/rs/zerolog"
+
+	"github.com/mogile/mogile/schema"
+)
+
+// Options are how to reach the database.
+type Options struct {
+	// DSN is a connection string for pgx, as in schema.DSN.Postgres.
+	DSN string
+	// SessionDSN names a direct connection to the same database, for locks and
+	// LISTEN, where DSN goes through a pooler. Empty means DSN.
+	SessionDSN string
+	// MaxConns bounds the connections for queries; two more are used for locks
+	// and news. Zero means 16.
+	MaxConns int
+	// ClockOffset is added to the database's clock. Tests set it; nil is none.
+	ClockOffset func() time.Duration
+	Log         zerolog.Logger
+}
+
+const (
+	defaultMaxConns = 16
+	connectTimeout  = 5 * time.Second
+	// callTimeout bounds every call that has no earlier deadline.
+	callTimeout = 30 * time.Second
+)
+
+// Store is the namespace in a PostgreSQL database.
+type Store struct {
+	o       Options
+	pool    *pgxpool.Pool
+	ascii   bool         // the database is SQL_ASCII: strings are bytes
+	fid32   bool         // file.fid is a 32-bit column
+	version atomic.Int64 // schema_version
+	origin  *origins
+	id      string // of this store among those that announce changes
+
+	fids      *fidBlocks
+	tempfiles *coalescer[schema.Tempfile, bool]
+	closes    *coalescer[schema.Close, error]
+	finds     *coalescer[keyName, foundFile]
+	finishes  *coalescer[[]schema.Job, int]
+	session   *session
+
+	stop  context.CancelFunc // ends what runs by itself
+	life  context.Context    // ended by stop; carries no values or deadline
+	wg    sync.WaitGroup     // what runs by itself
+	close sync.Once
+}
+
+var _ schema.Store = (*Store)(nil)
+
+// Open opens the namespace that o names, which [Migrate] has made. It raises
+// the sequence of fids above every fid that the database knows.
+func Open(ctx context.Context, o Options) (*Store, error) {
+	config, err := poolConfig(o)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	pool, err := pgxpool.NewWithConfig(ctx, config)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	s := &Store{o: o, pool: pool, id: randomName()}
+	s.life, s.stop = context.WithCancel(context.Background())
+	if err := s.start(ctx); err != nil {
+		s.stop()
+		pool.Close()
+		return nil, fmt.Errorf("open database: %w", s.classify(ctx, err))
+	}
+	return s, nil
+}
+
+func (s *Store) start(ctx context.Context) error {
+	if err := s.check(ctx); err != nil {
+		return err
+	}
+	var err error
+	if s.origin, err = newOrigins(ctx, s.pool); err != nil {
+		return err
+	}
+	if err := s.secureSequence(ctx, 0); err != nil {
+		return err
+	}
+	s.fids = newFIDBlocks(s.life, s.allocate)
+	s.tempfiles = newCoalescer(s.life, coalescing[schema.Tempfile, bool]{
+		batches: 3, size: 64, run: s.insertTempfiles, retry: s.retryAlone,
+	})
+	s.closes = newCoalescer(s.life, coalescing[schema.Close, error]{
+		batches: 3, size: 64, run: s.closeBatch, alone: s.closeAlone, retry: s.retryAlone,
+		keys: func(c schema.Close) [2]any { return [2]any{keyName{c.DMID, c.Key}, c.FID} },
+	})
+	s.finds = newCoalescer(s.life, coalescing[keyName, foundFile]{
+		batches: 4, size: 64, run: s.findBatch, retry: s.retryAlone,
+	})
+	s.finishes = newCoalescer(s.life, coalescing[[]schema.Job, int]{
+		batches: 2, size: 64, run: s.finishBatch, retry: s.retryAlone,
+	})
+	s.session = newSession(s)
+	return nil
+}
+
+// Close waits for running calls, gives up what is held, and closes the
+// connections.
+func (s *Store) Close() error {
+	s.close.Do(func() {
+		s.tempfiles.close()
+		s.closes.close()
+		s.finds.close()
+		s.finishes.close()
+		s.stop()
+		s.fids.close()
+		s.session.close()
+		s.wg.Wait()
+		s.pool.Close()
+	})
+	return nil
+}
+
+// Ping reports whether the database answers.
+func (s *Store) Ping(ctx context.Context) error {
+	return s.do(ctx, "ping", func(ctx context.Context) error {
+		_, err := s.pool.Exec(ctx, `SELECT 1`)
+		return err
+	})
+}
+
+// poolConfig is the configuration of the main connections.
+func poolConfig(o Options) (*pgxpool.Config, error) {
+	config, err := pgxpool.ParseConfig(o.DSN)
+	if err != nil {
+		return nil, fmt.Errorf("open database: %w", err)
+	}
+	config.MaxConns = int32(o.MaxConns)
+	if o.MaxConns <= 0 {
+		config.MaxConns = defaultMaxConns
+	}
+	config.MaxConnIdleTime = 5 * time.Minute
+	prepareConn(config.ConnConfig)
+	config.AfterConnect = afterConnect
+	return config, nil
+}
+
+// sessionConfig is the configuration of connections that hold locks or listen.
+func sessionConfig(o Options) (*pgx.ConnConfig, error) {
+	dsn := o.SessionDSN
+	if dsn == "" {
+		dsn = o.DSN
+	}
+	config, err := pgxpool.ParseConfig(dsn) // which knows the pool's options in a DSN
+	if err != nil {
+		return nil, fmt.Errorf("session DSN: %w", err)
+	}
+	prepareConn(config.ConnConfig)
+	return config.ConnConfig, nil
+}
+
+func prepareConn(c *pgx.ConnConfig) {
+	if c.ConnectTimeout == 0 || c.ConnectTimeout > time.Minute {
+		c.ConnectTimeout = connectTimeout
+	}
+	if c.RuntimeParams["application_name"] == "" {
+		c.RuntimeParams["application_name"] = "mogile"
+	}
+}
+
+// afterConnect sets up a session. The time-outs end statements whose client
+// has gone; callers have shorter ones of their own.
+func afterConnect(ctx context.Context, conn *pgx.Conn) error {
+	sql := `SET statement_timeout = '60s'; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '60s';
+		SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'`
+	if conn.PgConn().ParameterStatus("server_encoding") == "SQL_ASCII" {
+		sql += `; SET client_encoding = SQL_ASCII` // else the server refuses bytes that are not UTF-8
+	}
+	return conn.PgConn().Exec(ctx, sql).Close()
+}
+
+// check compares the database with what this code needs.
+func (s *Store) check(ctx context.Context) error {
+	conn, err := s.pool.Acquire(ctx)
+	if err != nil {
+		return err
+	}
+	defer conn.Release()
+	switch encoding := conn.Conn().PgConn().ParameterStatus("server_encoding"); encoding {
+	case "UTF8":
+	case "SQL_ASCII":
+		s.ascii = true
+	default:
+		return fmt.Errorf("the database's encoding is %s; Mogile needs UTF8 or SQL_ASCII: dump it and restore it into a database of that encoding", encoding)
+	}
+	var have struct {
+		number           int
+		settings, meta   bool
+		version, ours    *string
+		fidType, seqType *string
+	}
+	const tables = `SELECT current_setting('server_version_num')::int,
+		to_regclass('server_settings') IS NOT NULL, to_regclass('mogile_meta') IS NOT NULL,
+		(SELECT format_type(atttypid, NULL) FROM pg_attribute WHERE attrelid = to_regclass('file') AND attname = 'fid')`
+	if err := conn.QueryRow(ctx, tables).Scan(&have.number, &have.settings, &have.meta, &have.fidType); err != nil {
+		return err
+	}
+	if have.number < 120000 {
+		return fmt.Errorf("the server is PostgreSQL %d; Mogile needs 12 or later", have.number/10000)
+	}
+	if !have.settings || have.fidType == nil {
+		return errors.New("the database has no MogileFS schema: make it with `mogile migrate --dsn DSN`")
+	}
+	s.fid32 = *have.fidType == "integer"
+	if !have.meta {
+		return errors.New("the database was made by MogileFS and lacks Mogile's additions: add them with `mogile migrate --dsn DSN` (MogileFS's trackers can go on running)")
+	}
+	const versions = `SELECT (SELECT value FROM server_settings WHERE field = 'schema_version'),
+		(SELECT value FROM mogile_meta WHERE name = 'version')`
+	if err := conn.QueryRow(ctx, versions).Scan(&have.version, &have.ours); err != nil {
+		return err
+	}
+	version, ours := number(have.version), number(have.ours)
+	switch {
+	case version > schema.VersionSealed:
+		return fmt.Errorf("schema_version is %d, and this program knows versions up to %d: use a newer Mogile", version, schema.VersionSealed)
+	case version < schema.VersionOpen || ours < ownVersion:
+		return fmt.Errorf("the schema is of an older version (%d, Mogile's own %d; needed are %d and %d): upgrade it with `mogile migrate --dsn DSN`",
+			version, ours, schema.VersionOpen, ownVersion)
+	case ours > ownVersion+1:
+		return fmt.Errorf("the schema is of a newer version (Mogile's own %d; this program knows %d): use a newer Mogile", ours, ownVersion)
+	}
+	s.version.Store(int64(version))
+	return nil
+}
+
+// sealed reports whether Perl trackers are shut out.
+func (s *Store) sealed() bool { return s.version.Load() >= schema.VersionSealed }
+
+// offset is what is added to the database's clock, in seconds. It is parameter
+// $1 of every statement that uses the clock.
+func (s *Store) offset() int64 {
+	if s.o.ClockOffset == nil {
+		return 0
+	}
+	return int64(s.o.ClockOffset() / time.Second)
+}
+
+// now is the database's clock in whole seconds since 1970, in SQL; $1 is
+// Store.offset.
+const now = `(floor(extract(epoch FROM statement_timestamp()))::int8 + $1::int8)`
+
+// in replaces {0}, {1}, … in a statement.
+func in(sql string, parts ...string) string {
+	pairs := make([]string, 0, 2*len(parts))
+	for i, p := range parts {
+		pairs = append(pairs, fmt.Sprintf("{%d}", i), p)
+	}
+	return strings.NewReplacer(pairs...).Replace(sql)
+}

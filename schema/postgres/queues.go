@@ -1,0 +1,415 @@
+package postgres
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"math"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+)
+
+// queueTable says where a queue is kept.
+type queueTable struct {
+	queue schema.Queue
+	table string
+	kind  int    // file_to_queue.type; 0 in other tables
+	dev   string // the column of the device, empty where there is none
+}
+
+var queues = []queueTable{
+	{queue: schema.QueueReplicate, table: "file_to_replicate", dev: "fromdevid"},
+	{queue: schema.QueueDelete, table: "file_to_delete2"},
+	{queue: schema.QueueCopyDelete, table: "copy_to_delete", dev: "devid"},
+	{queue: schema.QueueFsck, table: "file_to_queue", kind: 1, dev: "devid"},
+	{queue: schema.QueueRebalance, table: "file_to_queue", kind: 2, dev: "devid"},
+}
+
+// tableOf is where q is kept.
+func tableOf(q schema.Queue) (queueTable, error) {
+	for _, t := range queues {
+		if t.queue == q {
+			return t, nil
+		}
+	}
+	return queueTable{}, fmt.Errorf("there is no queue %d", q)
+}
+
+// What follows are expressions of SQL.
+
+func (t queueTable) device() string {
+	if t.dev == "" {
+		return "NULL::int8"
+	}
+	return t.dev
+}
+
+// flags is the column in which the last lease leaves its mark, so that the next
+// one gets another token.
+func (t queueTable) flags() string {
+	if t.queue == schema.QueueDelete { // whose rows are not queued again
+		return "0"
+	}
+	return "flags"
+}
+
+func (t queueTable) setFlags(token string) string {
+	if t.queue == schema.QueueDelete {
+		return ""
+	}
+	return ", flags = " + token + " % 32768"
+}
+
+func (t queueTable) argument() string {
+	if t.kind == 0 {
+		return "NULL::text"
+	}
+	return "arg"
+}
+
+func (t queueTable) what() string {
+	if t.queue != schema.QueueCopyDelete {
+		return "''"
+	}
+	return "what"
+}
+
+// where picks the queue's rows from its table.
+func (t queueTable) where() string {
+	if t.kind == 0 {
+		return "TRUE"
+	}
+	return fmt.Sprintf("type = %d", t.kind)
+}
+
+// same is true of the row q that j names.
+func (t queueTable) same() string {
+	if t.queue == schema.QueueCopyDelete {
+		return "q.fid = j.fid AND q.devid = j.devid AND q.what = j.what"
+	}
+	return "q.fid = j.fid AND q." + t.where()
+}
+
+// sql fills in a template: {t} is the table, and so on.
+func (t queueTable) sql(template string) string {
+	same := t.same()
+	if t.kind == 0 && t.queue != schema.QueueCopyDelete {
+		same = "q.fid = j.fid"
+	}
+	return in(template, t.table, t.where(), same, t.device(), t.flags(), t.what(), t.argument(), t.setFlags("j.token"))
+}
+
+const (
+	// claim leases for $2 seconds and up to $3 more. A token differs from the
+	// row's last one, which flags recalls.
+	claim = `WITH due AS (SELECT fid, {3} AS devid, {5} AS what, {4} AS flags, nexttry FROM {0}
+			WHERE {1} AND nexttry <= ` + now + ` ORDER BY nexttry, fid LIMIT $4 FOR UPDATE SKIP LOCKED),
+		leased AS MATERIALIZED (SELECT due.*, ` + now + ` + $2::int8 + floor(random() * ($3::int8 + 1))::int8 AS until FROM due),
+		j AS MATERIALIZED (SELECT l.fid, l.devid, l.what, l.nexttry AS was,
+			least(l.until + CASE WHEN l.until % 32768 = l.flags THEN 1 ELSE 0 END, 2147483646) AS token FROM leased l)
+		UPDATE {0} q SET nexttry = j.token{7} FROM j WHERE {2}
+		RETURNING j.was, q.fid, j.devid, j.what, {6}, q.failcount, q.nexttry`
+
+	renew = `WITH j AS MATERIALIZED (SELECT j.*, least(` + now + ` + $2::int8 + floor(random() * ($3::int8 + 1))::int8, 2147483646) AS token
+			FROM unnest($4::int8[], $5::int8[], $6::text[], $7::int8[], $8::int8[]) j (fid, devid, what, nexttry, at))
+		UPDATE {0} q SET nexttry = j.token{7} FROM j WHERE {2} AND q.nexttry = j.nexttry RETURNING j.at, q.nexttry`
+
+	finish = `DELETE FROM {0} q USING unnest($1::int8[], $2::int8[], $3::text[], $4::int8[], $5::int8[]) j (fid, devid, what, nexttry, at)
+		WHERE {2} AND q.nexttry = j.nexttry RETURNING j.at`
+
+	reschedule = `UPDATE {0} q SET nexttry = CASE WHEN $2::int8 >= 2147483647 THEN 2147483647 ELSE least(` + now + ` + $2::int8, 2147483647) END,
+			failcount = $3 FROM (SELECT $4::int8 AS fid, $5::int8 AS devid, $6::text AS what) j WHERE {2} AND q.nexttry = $7`
+)
+
+// jobArrays are the columns of jobs of one queue; at is each one's place among
+// the jobs of the call.
+type jobArrays struct {
+	fids, devids, tokens, at []int64
+	whats                    []string
+}
+
+// byQueue sorts jobs into arrays for each queue, ascending by fid, so that
+// rows are locked in one order.
+func byQueue(jobs []schema.Job) map[schema.Queue]*jobArrays {
+	order := make([]int, len(jobs))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortFunc(order, func(a, b int) int {
+		return cmp.Or(cmp.Compare(jobs[a].FID, jobs[b].FID), cmp.Compare(jobs[a].DevID, jobs[b].DevID))
+	})
+	arrays := make(map[schema.Queue]*jobArrays)
+	for _, i := range order {
+		j := jobs[i]
+		a := arrays[j.Queue]
+		if a == nil {
+			a = new(jobArrays)
+			arrays[j.Queue] = a
+		}
+		a.fids, a.devids = append(a.fids, int64(j.FID)), append(a.devids, int64(j.DevID))
+		a.tokens, a.whats, a.at = append(a.tokens, j.NextTry), append(a.whats, string(j.What)), append(a.at, int64(i))
+	}
+	return arrays
+}
+
+// eachQueue calls f for each queue that has jobs, in a fixed order.
+func eachQueue(jobs []schema.Job, f func(t queueTable, a *jobArrays)) error {
+	for _, j := range jobs {
+		if _, err := tableOf(j.Queue); err != nil {
+			return err
+		}
+	}
+	arrays := byQueue(jobs)
+	for _, t := range queues {
+		if a := arrays[t.queue]; a != nil {
+			f(t, a)
+		}
+	}
+	return nil
+}
+
+// Claim leases due rows.
+func (s *Store) Claim(ctx context.Context, q schema.Queue, limit int, lease time.Duration) ([]schema.Job, error) {
+	t, err := tableOf(q)
+	if err != nil || limit <= 0 {
+		return nil, err
+	}
+	type claimed struct {
+		schema.Job
+		was int64
+	}
+	var all []claimed
+	err = s.do(ctx, "claim jobs of queue "+q.String(), func(ctx context.Context) error {
+		all = nil
+		rows, err := s.pool.Query(ctx, t.sql(claim), s.offset(), seconds(lease), seconds(lease)/10, limit)
+		if err != nil {
+			return err
+		}
+		var was, fid, nexttry int64
+		var dev *int64
+		var what string
+		var arg *string
+		var failcount int
+		_, err = pgx.ForEachRow(rows, []any{&was, &fid, &dev, &what, &arg, &failcount, &nexttry}, func() error {
+			j := schema.Job{Queue: q, FID: protocol.FID(fid), What: schema.What(what), FailCount: failcount, NextTry: nexttry}
+			switch {
+			case dev == nil:
+			case q == schema.QueueReplicate:
+				j.From = protocol.DevID(*dev)
+			case q != schema.QueueFsck:
+				j.DevID = protocol.DevID(*dev)
+			}
+			if arg != nil {
+				j.Arg = *arg
+			}
+			all = append(all, claimed{j, was})
+			return nil
+		})
+		return err
+	})
+	slices.SortFunc(all, func(a, b claimed) int {
+		return cmp.Or(cmp.Compare(a.was, b.was), cmp.Compare(a.FID, b.FID), cmp.Compare(a.DevID, b.DevID))
+	})
+	jobs := make([]schema.Job, len(all))
+	for i, c := range all {
+		jobs[i] = c.Job
+	}
+	return jobs, err
+}
+
+// Renew extends leases.
+func (s *Store) Renew(ctx context.Context, jobs []schema.Job, lease time.Duration) ([]schema.Job, error) {
+	if len(jobs) == 0 {
+		return nil, nil
+	}
+	tokens := make([]int64, len(jobs)) // 0: lost
+	err := s.do(ctx, "renew leases", func(ctx context.Context) error {
+		clear(tokens)
+		var invalid error
+		err := s.pipeline(ctx, begin, func(b *pgx.Batch) {
+			invalid = eachQueue(jobs, func(t queueTable, a *jobArrays) {
+				b.Queue(t.sql(renew), s.offset(), seconds(lease), seconds(lease)/10, a.fids, a.devids, a.whats, a.tokens, a.at).Query(func(rows pgx.Rows) error {
+					var at, token int64
+					_, err := pgx.ForEachRow(rows, []any{&at, &token}, func() error {
+						tokens[at] = token
+						return nil
+					})
+					return err
+				})
+			})
+		})
+		return cmp.Or(invalid, err)
+	})
+	var held []schema.Job
+	for i, j := range jobs {
+		if tokens[i] != 0 {
+			j.NextTry = tokens[i]
+			held = append(held, j)
+		}
+	}
+	return held, err
+}
+
+// Finish removes the rows of jobs that still hold their token.
+func (s *Store) Finish(ctx context.Context, jobs []schema.Job) (int, error) {
+	if len(jobs) == 0 {
+		return 0, nil
+	}
+	for _, j := range jobs {
+		if _, err := tableOf(j.Queue); err != nil {
+			return 0, err
+		}
+	}
+	var n int
+	err := s.do(ctx, "finish jobs", func(ctx context.Context) (err error) {
+		n, err = s.finishes.do(ctx, jobs)
+		return err
+	})
+	return n, err
+}
+
+// finishBatch finishes the jobs of several callers, and counts for each.
+func (s *Store) finishBatch(ctx context.Context, calls [][]schema.Job, counts []int) error {
+	var jobs []schema.Job
+	var owner []int
+	for i, c := range calls {
+		jobs = append(jobs, c...)
+		for range c {
+			owner = append(owner, i)
+		}
+	}
+	clear(counts)
+	return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+		_ = eachQueue(jobs, func(t queueTable, a *jobArrays) { // Finish looked for unknown queues
+			b.Queue(t.sql(finish), a.fids, a.devids, a.whats, a.tokens, a.at).Query(func(rows pgx.Rows) error {
+				var at int64
+				_, err := pgx.ForEachRow(rows, []any{&at}, func() error {
+					counts[owner[at]]++
+					return nil
+				})
+				return err
+			})
+		})
+	})
+}
+
+// Reschedule gives a job back.
+func (s *Store) Reschedule(ctx context.Context, j schema.Job, delay time.Duration, failcount int) (bool, error) {
+	t, err := tableOf(j.Queue)
+	if err != nil {
+		return false, err
+	}
+	var held bool
+	err = s.do(ctx, fmt.Sprintf("reschedule fid %d in queue %s", j.FID, j.Queue), func(ctx context.Context) error {
+		tag, err := s.pool.Exec(ctx, t.sql(reschedule), s.offset(), seconds(delay), min(max(failcount, 0), math.MaxInt16),
+			int64(j.FID), int64(j.DevID), string(j.What), j.NextTry)
+		held = tag.RowsAffected() > 0
+		return err
+	})
+	return held, err
+}
+
+// QueueReplication queues fids to be brought to their policy.
+func (s *Store) QueueReplication(ctx context.Context, fids []protocol.FID, from protocol.DevID, delay time.Duration) error {
+	if len(fids) == 0 {
+		return nil
+	}
+	sorted := fidArray(fids)
+	slices.Sort(sorted)
+	sorted = slices.Compact(sorted)
+	return s.do(ctx, "queue replication", func(ctx context.Context) error {
+		_, err := s.pool.Exec(ctx, queueReplication, s.offset(), seconds(delay), sorted, int64(from))
+		return err
+	})
+}
+
+// queueReplication moves a row that is there to the earlier time, and always
+// to another one than it had, so that a lease on it ends. Only rows that are
+// parked or urgent may keep their time: those are not leased.
+const queueReplication = `INSERT INTO file_to_replicate AS q (fid, nexttry, fromdevid)
+	SELECT fid, CASE WHEN $2::int8 = 0 THEN 0 ELSE least(` + now + ` + $2, 2147483647) END, nullif($4::int8, 0)
+	FROM unnest($3::int8[]) fid
+	ON CONFLICT (fid) DO UPDATE SET fromdevid = coalesce(EXCLUDED.fromdevid, q.fromdevid),
+		nexttry = CASE WHEN EXCLUDED.nexttry < q.nexttry THEN EXCLUDED.nexttry
+			WHEN q.nexttry IN (0, 2147483647) THEN q.nexttry ELSE q.nexttry - 1 END`
+
+// QueueCopyDeletion enters a copy in copy_to_delete.
+func (s *Store) QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error {
+	return s.do(ctx, fmt.Sprintf("queue deletion of fid %d on dev%d", fid, dev), func(ctx context.Context) error {
+		_, err := s.pool.Exec(ctx, queueCopyDeletion, s.offset(), int64(fid), int64(dev), string(what))
+		return err
+	})
+}
+
+// copyDueAgain makes an entry of copy_to_delete due that is there. nexttry
+// below now keeps no lease alive: tokens lie ahead.
+const copyDueAgain = ` ON CONFLICT (fid, devid, what) DO UPDATE SET nexttry = EXCLUDED.nexttry`
+
+const queueCopyDeletion = `INSERT INTO copy_to_delete (fid, devid, what, nexttry) VALUES ($2, $3, $4, ` + now + `)` + copyDueAgain
+
+// ReplicateNow makes every row of file_to_replicate due.
+func (s *Store) ReplicateNow(ctx context.Context) (int64, error) {
+	var n int64
+	err := s.do(ctx, "make replications due", func(ctx context.Context) error {
+		tag, err := s.pool.Exec(ctx, `UPDATE file_to_replicate SET nexttry = `+now+` WHERE nexttry > `+now, s.offset())
+		n = tag.RowsAffected()
+		return err
+	})
+	return n, err
+}
+
+// AdoptOldDeletions moves rows of the older queues of deletions.
+func (s *Store) AdoptOldDeletions(ctx context.Context, limit int) (int, error) {
+	var n int
+	err := s.do(ctx, "adopt old deletions", func(ctx context.Context) error {
+		return s.pool.QueryRow(ctx, adoptOldDeletions, s.offset(), max(limit, 0)).Scan(&n)
+	})
+	return n, err
+}
+
+const adoptOldDeletions = `WITH first AS (SELECT fid FROM file_to_delete ORDER BY fid LIMIT $2 FOR UPDATE SKIP LOCKED),
+	urgent AS (DELETE FROM file_to_delete d USING first WHERE d.fid = first.fid RETURNING d.fid),
+	second AS (SELECT fid FROM file_to_delete_later WHERE delafter < ` + now + `
+		ORDER BY delafter LIMIT greatest($2 - (SELECT count(*) FROM urgent), 0) FOR UPDATE SKIP LOCKED),
+	later AS (DELETE FROM file_to_delete_later d USING second WHERE d.fid = second.fid RETURNING d.fid),
+	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + now + ` FROM (SELECT fid FROM urgent UNION SELECT fid FROM later) u
+		ON CONFLICT (fid) DO NOTHING)
+	SELECT (SELECT count(*) FROM urgent) + (SELECT count(*) FROM later)`
+
+// FinishDeletion forgets a fid whose every copy is gone.
+func (s *Store) FinishDeletion(ctx context.Context, j schema.Job) (bool, error) {
+	var n int
+	err := s.do(ctx, fmt.Sprintf("finish deletion of fid %d", j.FID), func(ctx context.Context) error {
+		return s.pool.QueryRow(ctx, finishDeletion, int64(j.FID), j.NextTry).Scan(&n)
+	})
+	return n > 0, err
+}
+
+const finishDeletion = `WITH done AS (DELETE FROM file_to_delete2 WHERE fid = $1 AND nexttry = $2
+		AND NOT EXISTS (SELECT FROM file_on WHERE fid = $1) RETURNING fid),
+	sums AS (DELETE FROM checksum c USING done WHERE c.fid = done.fid),
+	uploads AS (DELETE FROM tempfile t USING done WHERE t.fid = done.fid)
+	SELECT count(*) FROM done`
+
+// QueueLengths counts the rows of each queue.
+func (s *Store) QueueLengths(ctx context.Context) (map[schema.Queue]int64, error) {
+	lengths := make(map[schema.Queue]int64, len(queues))
+	err := s.do(ctx, "count queues", func(ctx context.Context) error {
+		return s.pipeline(ctx, beginSnapshot, func(b *pgx.Batch) {
+			for _, t := range queues {
+				b.Queue(t.sql(`SELECT count(*) FROM {0} WHERE {1}`)).QueryRow(func(row pgx.Row) error {
+					var n int64
+					err := row.Scan(&n)
+					lengths[t.queue] = n
+					return err
+				})
+			}
+		})
+	})
+	return lengths, err
+}
