@@ -44,6 +44,10 @@ type KeyLocker interface {
 	LockKey(t testing.TB, dmid schema.DMID, key string) (release func())
 }
 
+// OneProcess is a [Database] that only one process can use, so that no tracker
+// hears of another.
+type OneProcess interface{ OneProcess() }
+
 // Fresh makes a new database, migrated and empty, that goes when the test ends.
 type Fresh func(t testing.TB, o Options) Database
 
@@ -104,7 +108,7 @@ type env struct {
 }
 
 func newEnv(t testing.TB, fresh Fresh) *env {
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	e := &env{TB: t, ctx: ctx, offset: new(atomic.Int64)}
 	e.db = fresh(t, Options{ClockOffset: func() time.Duration { return time.Duration(e.offset.Load()) }})

@@ -240,7 +240,7 @@ func checkDevices(e *env) {
 func checkAnnounce(e *env) {
 	other := e.db.Open(e)
 	changes := other.Changes(e.ctx)
-	if other != e.Store {
+	if _, alone := e.db.(OneProcess); !alone {
 		// The other may not listen yet: tell it until it hears.
 		for heard := false; !heard; {
 			e.must(e.Announce(e.ctx))
@@ -259,5 +259,4 @@ func checkAnnounce(e *env) {
 	cancel()
 	for range ch { // closed
 	}
-	e.Logf("announcements cross trackers: %t", other != e.Store)
 }

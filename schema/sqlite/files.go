@@ -1,0 +1,485 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+)
+
+// maxKey and maxDevIDs are the widths of the columns dkey and devids.
+const (
+	maxKey    = 255 // characters
+	maxDevIDs = 60  // bytes
+)
+
+// checkKey refuses keys that no database holds.
+func checkKey(key string) error {
+	switch {
+	case key == "":
+		return &protocol.Error{Code: "invalid_key", Text: "Key is empty"}
+	case strings.ContainsRune(key, 0):
+		return &protocol.Error{Code: "invalid_key", Text: "Key has a NUL character"}
+	case !utf8.ValidString(key):
+		return &protocol.Error{Code: "invalid_key", Text: "Key is not valid UTF-8"}
+	case utf8.RuneCountInString(key) > maxKey:
+		return &protocol.Error{Code: "invalid_key", Text: fmt.Sprintf("Key is longer than %d characters", maxKey)}
+	}
+	return nil
+}
+
+// raiseFIDs moves the sequence of fids above all that the database knows, and
+// never back.
+func (s *Store) raiseFIDs(ctx context.Context) (err error) {
+	defer wrap(&err, "raise the sequence of fids")
+	return change(ctx, s, func(t *tx) error {
+		var high int64
+		if _, err := t.row(`SELECT max(
+			(SELECT coalesce(max(fid), 0) FROM file),
+			(SELECT coalesce(max(fid), 0) FROM tempfile),
+			(SELECT coalesce(max(fid), 0) FROM file_on),
+			(SELECT coalesce(max(fid), 0) FROM file_to_delete),
+			(SELECT coalesce(max(fid), 0) FROM file_to_delete_later),
+			(SELECT coalesce(max(fid), 0) FROM file_to_delete2),
+			(SELECT coalesce(max(fid), 0) FROM copy_to_delete))`, nil, &high); err != nil {
+			return err
+		}
+		return t.raiseFIDs(high)
+	})
+}
+
+// raiseFIDs makes the next fid greater than high.
+func (t *tx) raiseFIDs(high int64) error {
+	n, err := t.exec("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'tempfile'", high)
+	if err == nil && n == 0 {
+		_, err = t.exec("INSERT INTO sqlite_sequence (name, seq) VALUES ('tempfile', ?)", high)
+	}
+	return err
+}
+
+// CreateTempfile records an upload; see [schema.Files].
+func (s *Store) CreateTempfile(ctx context.Context, t schema.Tempfile) (_ protocol.FID, err error) {
+	defer wrap(&err, "create tempfile of key %q", t.Key)
+	if t.Key != "" { // it may be named at the close
+		if err := checkKey(t.Key); err != nil {
+			return 0, err
+		}
+	}
+	devids := joinDevices(t.DevIDs)
+	if len(devids) > maxDevIDs {
+		return 0, fmt.Errorf("devices %q take %d bytes; the column has %d", devids, len(devids), maxDevIDs)
+	}
+	if t.FID > protocol.MaxFID {
+		return 0, fmt.Errorf("fid %d is above the highest, %d", t.FID, uint64(protocol.MaxFID))
+	}
+	return write(ctx, s, func(w *tx) (protocol.FID, error) {
+		var fid any // NULL: from the sequence
+		if t.FID != 0 {
+			fid = int64(t.FID)
+			if known, err := w.knows(fid); err != nil {
+				return 0, err
+			} else if known {
+				return 0, protocol.ErrFIDInUse
+			}
+		}
+		var got int64
+		_, err := w.row("INSERT INTO tempfile (fid, createtime, classid, dmid, dkey, devids) VALUES (?, ?, ?, ?, ?, ?) RETURNING fid",
+			[]any{fid, s.now(), t.ClassID, t.DMID, t.Key, devids}, &got)
+		return protocol.FID(got), err
+	})
+}
+
+// knows reports whether a fid stands where it would be taken for another file.
+func (t *tx) knows(fid any) (bool, error) {
+	var known bool
+	_, err := t.row(`SELECT EXISTS (SELECT 1 FROM file WHERE fid = ?1)
+		OR EXISTS (SELECT 1 FROM tempfile WHERE fid = ?1)
+		OR EXISTS (SELECT 1 FROM file_on WHERE fid = ?1)
+		OR EXISTS (SELECT 1 FROM file_to_delete WHERE fid = ?1)
+		OR EXISTS (SELECT 1 FROM file_to_delete_later WHERE fid = ?1)
+		OR EXISTS (SELECT 1 FROM file_to_delete2 WHERE fid = ?1)
+		OR EXISTS (SELECT 1 FROM copy_to_delete WHERE fid = ?1)`, []any{fid}, &known)
+	return known, err
+}
+
+func joinDevices(devs []protocol.DevID) string {
+	var b []byte
+	for i, d := range devs {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendUint(b, uint64(d), 10)
+	}
+	return string(b)
+}
+
+// splitDevices reads a comma list; what is not a device number is left out, as
+// Perl would.
+func splitDevices(s string) []protocol.DevID {
+	var devs []protocol.DevID
+	for f := range strings.SplitSeq(s, ",") {
+		if d, err := strconv.ParseUint(strings.TrimSpace(f), 10, 32); err == nil && d > 0 {
+			devs = append(devs, protocol.DevID(d))
+		}
+	}
+	return devs
+}
+
+const selectTempfile = "SELECT fid, createtime, dmid, coalesce(dkey, ''), classid, coalesce(devids, '') FROM tempfile WHERE fid = ?"
+
+func scanTempfile(scan func(...any) error) (schema.Tempfile, error) {
+	var t schema.Tempfile
+	var devids string
+	err := scan(&t.FID, &t.CreateTime, &t.DMID, &t.Key, &t.ClassID, &devids)
+	t.DevIDs = splitDevices(devids)
+	return t, err
+}
+
+// Tempfile reads an upload's row; see [schema.Files].
+func (s *Store) Tempfile(ctx context.Context, fid protocol.FID) (t schema.Tempfile, err error) {
+	defer wrap(&err, "read tempfile %d", fid)
+	t, err = scanTempfile(func(dest ...any) error {
+		return s.readRow(ctx, selectTempfile, []any{int64(fid)}, dest...)
+	})
+	if errors.Is(err, sql.ErrNoRows) {
+		return schema.Tempfile{}, protocol.ErrNoTempfile
+	}
+	return t, err
+}
+
+// takeTempfile removes an upload's row, which only one caller can.
+func (t *tx) takeTempfile(fid protocol.FID) error {
+	n, err := t.exec("DELETE FROM tempfile WHERE fid = ?", int64(fid))
+	if err == nil && n == 0 {
+		return protocol.ErrNoTempfile
+	}
+	return err
+}
+
+// CloseFile turns an upload into a file; see [schema.Files]. A domain that is
+// gone gets the refusal unreg_domain, and a fid that has a file row fid_exists;
+// both leave the upload open.
+func (s *Store) CloseFile(ctx context.Context, c schema.Close) (err error) {
+	defer wrap(&err, "close fid %d as key %q", c.FID, c.Key)
+	if err := checkKey(c.Key); err != nil {
+		return err
+	}
+	return change(ctx, s, func(t *tx) error {
+		if err := t.takeTempfile(c.FID); err != nil {
+			return err
+		}
+		var one int
+		if ok, err := t.row("SELECT 1 FROM domain WHERE dmid = ?", []any{c.DMID}, &one); err != nil {
+			return err
+		} else if !ok {
+			return protocol.Err("unreg_domain")
+		}
+		var old int64
+		overwrites, err := t.row("DELETE FROM file WHERE dmid = ? AND dkey = ? RETURNING fid", []any{c.DMID, c.Key}, &old)
+		if err != nil {
+			return err
+		}
+		if overwrites && old == int64(c.FID) {
+			return protocol.Err("fid_exists")
+		}
+		if overwrites {
+			if err := t.queueDelete(protocol.FID(old), s.now()); err != nil {
+				return err
+			}
+		}
+		_, err = t.exec("INSERT INTO file (fid, dmid, dkey, length, classid, devcount) VALUES (?, ?, ?, ?, ?, 1)",
+			int64(c.FID), c.DMID, c.Key, c.Length, c.ClassID)
+		if isDuplicate(err) {
+			return protocol.Err("fid_exists")
+		}
+		if err != nil {
+			return err
+		}
+		if err := t.addLocation(c.FID, c.DevID); err != nil {
+			return err
+		}
+		if !c.Checksum.IsZero() {
+			if err := t.setChecksum(c.FID, c.Checksum); err != nil {
+				return err
+			}
+		}
+		return t.enqueue(replicateRow(c.FID), 0, sql.NullInt64{})
+	})
+}
+
+// DiscardUpload takes an upload back; see [schema.Files].
+func (s *Store) DiscardUpload(ctx context.Context, fid protocol.FID, dev protocol.DevID) (err error) {
+	defer wrap(&err, "discard upload %d on dev%d", fid, dev)
+	return change(ctx, s, func(t *tx) error {
+		if err := t.takeTempfile(fid); err != nil {
+			return err
+		}
+		if err := t.addLocation(fid, dev); err != nil {
+			return err
+		}
+		return t.queueDelete(fid, s.now())
+	})
+}
+
+// DeleteKey removes a key; see [schema.Files].
+func (s *Store) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (_ protocol.FID, err error) {
+	defer wrap(&err, "delete key %q of domain %d", key, dmid)
+	if checkKey(key) != nil {
+		return 0, protocol.ErrUnknownKey
+	}
+	return write(ctx, s, func(t *tx) (protocol.FID, error) {
+		var fid int64
+		ok, err := t.row("DELETE FROM file WHERE dmid = ? AND dkey = ? RETURNING fid", []any{dmid, key}, &fid)
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			return 0, protocol.ErrUnknownKey
+		}
+		return protocol.FID(fid), t.queueDelete(protocol.FID(fid), s.now())
+	})
+}
+
+// RenameKey gives a file another key; see [schema.Files].
+func (s *Store) RenameKey(ctx context.Context, dmid schema.DMID, from, to string) (err error) {
+	defer wrap(&err, "rename key %q of domain %d to %q", from, dmid, to)
+	if err := checkKey(to); err != nil {
+		return err
+	}
+	if checkKey(from) != nil {
+		return protocol.ErrUnknownKey
+	}
+	return change(ctx, s, func(t *tx) error {
+		n, err := t.exec("UPDATE file SET dkey = ?3 WHERE dmid = ?1 AND dkey = ?2", dmid, from, to)
+		if isDuplicate(err) {
+			return protocol.ErrKeyExists
+		}
+		if err == nil && n == 0 {
+			return protocol.ErrUnknownKey
+		}
+		return err
+	})
+}
+
+// SetFileClass moves a fid to another class; see [schema.Files].
+func (s *Store) SetFileClass(ctx context.Context, fid protocol.FID, class schema.ClassID) (err error) {
+	defer wrap(&err, "set class %d of fid %d", class, fid)
+	return change(ctx, s, func(t *tx) error {
+		n, err := t.exec("UPDATE file SET classid = ? WHERE fid = ?", class, int64(fid))
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return schema.ErrGone
+		}
+		return t.enqueue(replicateRow(fid), 0, sql.NullInt64{})
+	})
+}
+
+const (
+	fileColumns  = "f.fid, f.dmid, coalesce(f.dkey, ''), coalesce(f.length, 0), f.classid, f.devcount"
+	fileLocation = fileColumns + ", (SELECT group_concat(devid) FROM file_on o WHERE o.fid = f.fid)"
+)
+
+func fileDest(f *schema.File) []any {
+	return []any{&f.FID, &f.DMID, &f.Key, &f.Length, &f.ClassID, &f.DevCount}
+}
+
+// sortedDevices reads what group_concat made.
+func sortedDevices(list sql.NullString) []protocol.DevID {
+	devs := splitDevices(list.String)
+	slices.Sort(devs)
+	return devs
+}
+
+// FileByKey finds a closed file; see [schema.FileFinder].
+func (s *Store) FileByKey(ctx context.Context, dmid schema.DMID, key string) (_ schema.File, _ []protocol.DevID, err error) {
+	defer wrap(&err, "find key %q of domain %d", key, dmid)
+	if checkKey(key) != nil {
+		return schema.File{}, nil, protocol.ErrUnknownKey
+	}
+	var f schema.File
+	var devs sql.NullString
+	err = s.readRow(ctx, "SELECT "+fileLocation+" FROM file f WHERE dmid = ? AND dkey = ?", []any{dmid, key}, append(fileDest(&f), &devs)...)
+	if errors.Is(err, sql.ErrNoRows) {
+		return schema.File{}, nil, protocol.ErrUnknownKey
+	}
+	if err != nil {
+		return schema.File{}, nil, err
+	}
+	return f, sortedDevices(devs), nil
+}
+
+// FilesByFID finds files by number; see [schema.FileFinder].
+func (s *Store) FilesByFID(ctx context.Context, fids []protocol.FID) (files []schema.LocatedFile, err error) {
+	defer wrap(&err, "find %d fids", len(fids))
+	err = s.read(ctx, "SELECT "+fileLocation+" FROM file f WHERE fid IN (SELECT value FROM json_each(?))", []any{jsonList(fids)}, func(rows *sql.Rows) error {
+		var f schema.LocatedFile
+		var devs sql.NullString
+		err := rows.Scan(append(fileDest(&f.File), &devs)...)
+		f.Devices = sortedDevices(devs)
+		files = append(files, f)
+		return err
+	})
+	return files, err
+}
+
+// jsonList is a list of numbers as json_each takes it.
+func jsonList[T protocol.FID | protocol.DevID](list []T) string {
+	b := make([]byte, 1, 2+8*len(list))
+	b[0] = '['
+	for i, n := range list {
+		if i > 0 {
+			b = append(b, ',')
+		}
+		b = strconv.AppendInt(b, int64(n), 10)
+	}
+	return string(append(b, ']'))
+}
+
+// ListKeys lists keys in byte order; see [schema.Files].
+func (s *Store) ListKeys(ctx context.Context, dmid schema.DMID, prefix, after string, limit int) (keys []string, err error) {
+	defer wrap(&err, "list keys of domain %d", dmid)
+	if limit <= 0 {
+		return nil, nil
+	}
+	err = s.read(ctx, "SELECT dkey FROM file WHERE dmid = ? AND dkey >= ? AND dkey < ? AND dkey <> ? ORDER BY dkey LIMIT ?",
+		[]any{dmid, max(prefix, after), prefixEnd(prefix), after, limit}, func(rows *sql.Rows) error {
+			var key string
+			err := rows.Scan(&key)
+			keys = append(keys, key)
+			return err
+		})
+	return keys, err
+}
+
+// prefixEnd is the least value greater than all keys that begin with prefix. To
+// SQLite every blob is greater than every text, which serves where there is no
+// such text.
+func prefixEnd(prefix string) any {
+	for i := len(prefix) - 1; i >= 0; i-- {
+		if prefix[i] < 0xff {
+			return prefix[:i] + string([]byte{prefix[i] + 1})
+		}
+	}
+	return []byte{0}
+}
+
+// ListFIDs lists files by number; see [schema.Files].
+func (s *Store) ListFIDs(ctx context.Context, after protocol.FID, limit int) (files []schema.File, err error) {
+	defer wrap(&err, "list fids after %d", after)
+	if limit <= 0 || after >= protocol.MaxFID {
+		return nil, nil
+	}
+	err = s.read(ctx, "SELECT "+fileColumns+" FROM file f WHERE fid > ? ORDER BY fid LIMIT ?", []any{int64(after), limit}, func(rows *sql.Rows) error {
+		var f schema.File
+		err := rows.Scan(fileDest(&f)...)
+		files = append(files, f)
+		return err
+	})
+	return files, err
+}
+
+const selectChecksum = "SELECT hashtype, checksum FROM checksum WHERE fid = ?"
+
+// Checksum is the stored checksum of a fid; see [schema.FileFinder].
+func (s *Store) Checksum(ctx context.Context, fid protocol.FID) (sum protocol.Checksum, err error) {
+	defer wrap(&err, "read checksum of fid %d", fid)
+	err = s.readRow(ctx, selectChecksum, []any{int64(fid)}, &sum.Type, &sum.Sum)
+	if errors.Is(err, sql.ErrNoRows) {
+		return protocol.Checksum{}, nil
+	}
+	return sum, err
+}
+
+// SetChecksum stores or replaces a checksum; see [schema.Files].
+func (s *Store) SetChecksum(ctx context.Context, fid protocol.FID, sum protocol.Checksum) (err error) {
+	defer wrap(&err, "set checksum of fid %d", fid)
+	if sum.IsZero() {
+		return errors.New("there is no checksum to set")
+	}
+	return change(ctx, s, func(t *tx) error {
+		if ok, err := t.hasFile(fid); err != nil {
+			return err
+		} else if !ok {
+			return schema.ErrGone
+		}
+		return t.setChecksum(fid, sum)
+	})
+}
+
+func (t *tx) setChecksum(fid protocol.FID, sum protocol.Checksum) error {
+	_, err := t.exec("INSERT INTO checksum (fid, hashtype, checksum) VALUES (?, ?, ?) "+
+		"ON CONFLICT (fid) DO UPDATE SET hashtype = excluded.hashtype, checksum = excluded.checksum", int64(fid), sum.Type, sum.Sum)
+	return err
+}
+
+func (t *tx) hasFile(fid protocol.FID) (bool, error) {
+	var one int
+	return t.row("SELECT 1 FROM file WHERE fid = ?", []any{int64(fid)}, &one)
+}
+
+// DebugFile collects all that the database knows of a fid; see [schema.Files].
+func (s *Store) DebugFile(ctx context.Context, fid protocol.FID) (d schema.FileDebug, err error) {
+	defer wrap(&err, "debug fid %d", fid)
+	err = s.snapshot(ctx, func(q querier) error {
+		for _, part := range []struct {
+			query string
+			each  func(*sql.Rows) error
+		}{
+			{"SELECT " + fileColumns + " FROM file f WHERE fid = ?", func(rows *sql.Rows) error {
+				d.File = new(schema.File)
+				return rows.Scan(fileDest(d.File)...)
+			}},
+			{selectTempfile, func(rows *sql.Rows) error {
+				t, err := scanTempfile(rows.Scan)
+				d.Tempfile = &t
+				return err
+			}},
+			{"SELECT devid FROM file_on WHERE fid = ? ORDER BY devid", func(rows *sql.Rows) error {
+				var dev protocol.DevID
+				err := rows.Scan(&dev)
+				d.Devices = append(d.Devices, dev)
+				return err
+			}},
+			{selectChecksum, func(rows *sql.Rows) error {
+				return rows.Scan(&d.Checksum.Type, &d.Checksum.Sum)
+			}},
+		} {
+			if err := readRows(ctx, q, part.query, []any{int64(fid)}, part.each); err != nil {
+				return err
+			}
+		}
+		for _, queue := range queues {
+			table := tableOf(queue)
+			query := "SELECT fid, " + table.debug + " FROM " + table.name + " WHERE fid = ?" + table.and
+			if err := readRows(ctx, q, query, []any{int64(fid)}, func(rows *sql.Rows) error {
+				r := schema.QueueRow{Queue: queue}
+				var dev sql.Null[protocol.DevID]
+				var arg sql.NullString
+				if err := rows.Scan(&r.FID, &dev, &r.NextTry, &r.FailCount, &r.Flags, &arg); err != nil {
+					return err
+				}
+				if dev.Valid {
+					r.DevID = &dev.V
+				}
+				if arg.Valid {
+					r.Arg = &arg.String
+				}
+				d.Queues = append(d.Queues, r)
+				return nil
+			}); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return d, err
+}
