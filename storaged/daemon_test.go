@@ -49,7 +49,7 @@ func start(t testing.TB, o Options, devs ...int) *daemon {
 		}
 	}
 	o.HTTPListen, o.MgmtListen, o.GetListen = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
-	if _, isBench := t.(*testing.B); !isBench {
+	if _, isTest := t.(*testing.T); isTest {
 		o.Log = zerolog.New(zerolog.NewTestWriter(t))
 	}
 	inner, err := New(o)

@@ -44,7 +44,7 @@ func TestFullDisk(t *testing.T) {
 	} {
 		c := dial(t, d.HTTPAddr())
 		c.send("%s", head)
-		go io.WriteString(c, string(large)) //nolint:errcheck // it is not read to its end
+		go c.Write(large) //nolint:errcheck // it is not read to its end
 		if r := c.receive("PUT"); r.StatusCode != 507 || !r.Close {
 			t.Errorf("%s: %s", name, r.Status)
 		}
@@ -104,6 +104,31 @@ func TestFailingDisk(t *testing.T) {
 		t.Errorf("files %v", got)
 	}
 	eventually(t, "all files are closed", func() bool { return disk.Open() == 0 })
+}
+
+// The time that a slow disk takes is not taken for the client's silence.
+func TestSlowDisk(t *testing.T) {
+	t.Parallel()
+	const timeout = 50 * time.Millisecond
+	d, disk := startSim(t, Options{ClientTimeout: timeout}, 1)
+	body := string(pattern(4 * bufferSize))
+	for _, op := range []simdisk.Op{simdisk.OpWrite, simdisk.OpSyncFS} {
+		clear := disk.Inject(simdisk.Fault{Ops: []simdisk.Op{op}, Path: docrootSim + "/dev1", Hang: true})
+		c := dial(t, d.HTTPAddr())
+		c.send("PUT /dev1/%s HTTP/1.1\nHost: x\nContent-Length: %d\n\n", op, len(body))
+		if _, err := io.WriteString(c, body); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the disk is slow", func() bool { return disk.Hanging() > 0 })
+		<-time.After(3 * timeout)
+		clear()
+		if r := c.receive("PUT"); r.StatusCode != 201 {
+			t.Errorf("%s: %s", op, r.Status)
+		}
+		if got := d.get("/dev1/" + string(op)).body; got != body {
+			t.Errorf("%s: %d bytes stored", op, len(got))
+		}
+	}
 }
 
 // A disk that hangs holds up only those who want something of it, and not for

@@ -734,3 +734,42 @@ func TestStandardClient(t *testing.T) {
 		t.Errorf("got %d bytes, %v", len(got), err)
 	}
 }
+
+// Whatever is sent, the daemon goes on answering, and touches nothing outside
+// of its devices.
+func FuzzHTTP(f *testing.F) {
+	for _, s := range []string{
+		"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET //dev1/usage HTTP/1.0\r\n\r\nGET /",
+		"PUT /dev1/f HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nTrailer: Content-MD5\r\n\r\n5;x\r\nhello\r\n0\r\nContent-MD5: x\r\n\r\n",
+		"PUT /dev1/f HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999999999999\r\n\r\n",
+		"PUT /dev1/f HTTP/1.1\r\nHost: x\r\nContent-Range: bytes 5-5/*\r\nContent-Length: 1\r\n\r\nx",
+		"PUT /../f HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\nx",
+		"DELETE /dev1/%2e%2e/dev1 HTTP/1.1\r\nHost: x\r\n\r\n",
+		"GET http://x/dev1/.mogile/device HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\n\r\n",
+		"\x16\x03\x01\x00", "\r\n\r\n", "",
+	} {
+		f.Add([]byte(s))
+	}
+	d := start(f, Options{ClientTimeout: 200 * time.Millisecond}, 1)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		c := dial(t, d.HTTPAddr())
+		c.Write(raw) //nolint:errcheck // it may be refused before its end
+		c.CloseWrite()
+		if _, err := io.Copy(io.Discard, c.r); os.IsTimeout(err) {
+			t.Error("the connection stays open")
+		}
+		entries, err := os.ReadDir(d.docroot)
+		if err != nil || len(entries) != 1 {
+			t.Errorf("the docroot has %v, %v", entries, err)
+		}
+		if _, err := os.Stat(filepath.Join(d.docroot, "dev1/.mogile/device")); err != nil {
+			t.Error(err)
+		}
+		c = dial(t, d.HTTPAddr())
+		c.send("GET / HTTP/1.1\nHost: x\n\n")
+		if r := c.receive("GET"); r.StatusCode != 200 {
+			t.Error(r.Status)
+		}
+	})
+}

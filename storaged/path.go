@@ -24,7 +24,7 @@ type target struct {
 
 // Refusals of [parseTarget].
 var (
-	errTraversal = errors.New("path contains ..")
+	errTraversal = errors.New("path contains two dots in a row")
 	errPrivate   = errors.New("path is in the daemon's own folder")
 	errBadPath   = errors.New("path is not absolute, or has control characters")
 )

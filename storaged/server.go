@@ -305,11 +305,11 @@ func (b *body) extend() {
 }
 
 func (b *body) Read(p []byte) (int, error) {
+	b.extend() // here, for the time that the disk takes is not the client's
 	n, err := b.from.Read(p)
 	b.n += int64(n)
 	switch {
 	case err == nil:
-		b.extend()
 		return n, nil
 	case err == io.EOF:
 		// The next deadline is that of the idle connection. Until the answer

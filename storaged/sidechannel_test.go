@@ -319,3 +319,29 @@ func TestWatchUnavailable(t *testing.T) {
 		t.Error("the connection stays open")
 	}
 }
+
+// Whatever is sent, each line gets one line, and the daemon goes on answering.
+func FuzzSideChannel(f *testing.F) {
+	for _, s := range []string{"size " + fid42 + "\n", "MD5 /dev1/usage fsck\r\nSHA-1 /x\n\n", "size /../x\r\n", "\x00\xff\n", "size", "server aio_threads = 5\n", ""} {
+		f.Add(s)
+	}
+	d := start(f, Options{}, 1)
+	f.Fuzz(func(t *testing.T, raw string) {
+		want := 0
+		for line := range strings.Lines(raw) {
+			if v := parseCommand(strings.TrimSuffix(line, "\n")).verb; v == verbWatch || v == verbShutdown || len(line) > maxSideLine {
+				return
+			}
+			if strings.HasSuffix(line, "\n") {
+				want++
+			}
+		}
+		c := dial(t, d.MgmtAddr())
+		io.WriteString(c, raw) //nolint:errcheck // seen by what is read
+		c.CloseWrite()
+		answer, err := io.ReadAll(c.r)
+		if got := strings.Count(string(answer), "\r\n"); err != nil || got != want || !strings.HasSuffix("\r\n"+string(answer), "\r\n") {
+			t.Errorf("%q: %d answers, want %d: %q, %v", raw, got, want, answer, err)
+		}
+	})
+}
