@@ -25,10 +25,13 @@
 // its filesystem to itself, on Linux 5.8 or later, shares one syncfs(2) for both
 // contents and names instead.
 //
-// After a failed flush nothing is flushed again and believed: the kernel may
-// have thrown the pages away. Every upload that was under way on that volume
-// when a shared flush failed fails, and its name goes, unless it had replaced an
-// older content, when the new content (which is complete) stays.
+// After a failed flush nothing is flushed again and believed: the kernel throws
+// pages away that it could not write, and tells so once. If the flush was of one
+// file, its upload fails, and it goes. If it was of a directory or a whole
+// filesystem, every upload fails that is not yet acknowledged, and the device
+// takes no more writes until it is opened anew ([ErrFlush]); it is still read. A
+// name that was linked already goes, unless it had replaced an older content,
+// when the new content (which is complete) stays.
 //
 // # A folder's own files
 //

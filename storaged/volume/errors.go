@@ -33,8 +33,9 @@ var (
 	ErrRefused = errors.New("device refused")
 	// ErrStale: the usage in memory is too old to be told.
 	ErrStale = errors.New("usage is stale")
-	// errFlush: a flush that the upload depended on failed for somebody else.
-	errFlush = errors.New("a flush of this volume failed meanwhile")
+	// ErrFlush: a flush that many files depended on failed. The device takes
+	// no more writes until it is opened anew (see the package's comment).
+	ErrFlush = errors.New("a flush of the device failed")
 )
 
 // errno gives the operating system's errors the names of this package.

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -133,17 +134,41 @@ func (v *Volume) flushAll() error {
 	})
 }
 
-// shared runs a flush that several wait for, in a slot. A failure is counted
-// before anybody hears of the flush: it fails all uploads that are under way,
-// as the kernel reports an error once, and throws away what it could not write.
+// shared runs a flush that several wait for, in a slot. The kernel reports a
+// failed write once, perhaps to somebody else, and does not write it again. So a
+// failure is noted before anybody hears of the flush, and from then on nothing
+// that is not yet acknowledged can be.
 func (v *Volume) shared(flush func() error) error {
 	v.slots.await()
 	defer v.slots.release()
-	err := flush()
-	if err != nil {
-		v.failures.Add(1)
+	if err := flush(); err != nil {
+		err = fmt.Errorf("%w: %w", ErrFlush, errno(err))
+		if v.failed.CompareAndSwap(nil, &err) {
+			v.log.Error().Err(err).Msg("device takes no more writes until it is opened anew")
+		}
 	}
-	return err
+	return v.Failed()
+}
+
+// Failed is nil, or an error matching [ErrFlush] since a flush failed that many
+// files depended on. The device is only read then: what its filesystem shows
+// need not be what is on disk, until it is mounted anew.
+func (v *Volume) Failed() error {
+	if err := v.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// writable says why a change need not even begin.
+func (v *Volume) writable(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if v.Sick() {
+		return ErrSick
+	}
+	return v.Failed()
 }
 
 // flushNames makes what was done to names in dir durable, and dir itself with

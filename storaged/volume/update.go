@@ -27,10 +27,7 @@ var _ io.WriterAt = (*Update)(nil)
 func (v *Volume) Update(ctx context.Context, name string) (*Update, error) {
 	err := checkName(name)
 	if err == nil {
-		err = ctx.Err()
-	}
-	if err == nil && v.Sick() {
-		err = ErrSick
+		err = v.writable(ctx)
 	}
 	if err != nil {
 		return nil, wrap("update", v.id, name, err)
@@ -131,7 +128,6 @@ func (u *Update) Commit(ctx context.Context) error {
 		return wrap("commit", v.id, u.name, u.err)
 	}
 	h, name := u.h, u.name
-	failures := v.failures.Load()
 	_, err := do(ctx, v, func(t *task) (struct{}, error) {
 		if v.o.Durability == DurabilityNone {
 			return struct{}{}, nil
@@ -141,11 +137,7 @@ func (u *Update) Commit(ctx context.Context) error {
 		}
 		t.release()
 		// The name may be another update's, which has not flushed it yet.
-		err := v.flushNames(parent(name))
-		if err == nil && v.failures.Load() != failures {
-			err = errFlush
-		}
-		return struct{}{}, err
+		return struct{}{}, v.flushNames(parent(name))
 	}, nil)
 	u.end(os.ErrClosed)
 	return wrap("commit", v.id, u.name, err)

@@ -22,7 +22,6 @@ type Upload struct {
 	buf      *[bufferSize]byte
 	buffered int
 	sum      Sum
-	failures uint64 // of the volume, when the upload began
 	volatile bool
 	err      error // why it failed, or that it is over
 }
@@ -51,15 +50,12 @@ func (s *staged) discard() error {
 func (v *Volume) Create(ctx context.Context, name string) (*Upload, error) {
 	err := checkName(name)
 	if err == nil {
-		err = ctx.Err()
-	}
-	if err == nil && v.Sick() {
-		err = ErrSick
+		err = v.writable(ctx)
 	}
 	if err != nil {
 		return nil, wrap("create", v.id, name, err)
 	}
-	return &Upload{v: v, name: name, failures: v.failures.Load()}, nil
+	return &Upload{v: v, name: name}, nil
 }
 
 // Size is how many bytes were written.
@@ -205,14 +201,11 @@ func (u *Upload) Commit(ctx context.Context) error {
 	}
 	last := u.take()
 	l := landing{
-		v: v, name: u.name, sum: &last.sum, failures: u.failures,
+		v: v, name: u.name, sum: &last.sum,
 		durable: v.o.Durability == DurabilityFsync && !u.volatile,
 	}
 	if u.volatile {
 		l.sum = nil
-	}
-	if v.group == nil {
-		l.failures = v.failures.Load() // the content's flush is its own
 	}
 	u.err = os.ErrClosed
 	_, err = run(ctx, v, func(t *task) (bool, error) {
@@ -234,11 +227,10 @@ func (u *Upload) Commit(ctx context.Context) error {
 
 // landing is what is left to do for a file whose content is written.
 type landing struct {
-	v        *Volume
-	name     string
-	sum      *Sum // nil: none is stored
-	durable  bool
-	failures uint64
+	v       *Volume
+	name    string
+	sum     *Sum // nil: none is stored
+	durable bool
 }
 
 // land flushes the content, links the name and flushes that. It reports whether
@@ -255,9 +247,6 @@ func (l *landing) land(t *task, s *staged) (replaced bool, err error) {
 	if err == nil && l.durable {
 		t.release()
 		err = l.v.flushNames(parent(l.name))
-		if err == nil && l.v.failures.Load() != l.failures {
-			err = errFlush
-		}
 	}
 	if err != nil && !replaced {
 		t.resume()
@@ -286,10 +275,6 @@ func (l *landing) settle(t *task, s *staged) error {
 		t.resume()
 		if err != nil {
 			return err
-		}
-		// The kernel reports an error once: perhaps to an earlier flush.
-		if l.v.failures.Load() != l.failures {
-			return errFlush
 		}
 	default:
 		if err := s.h.Sync(); err != nil {

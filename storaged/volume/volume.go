@@ -133,9 +133,9 @@ type Volume struct {
 	temps    temps
 	dirs     dirFlushers
 	durable  durableDirs
-	group    *flusher      // nil: files and directories are flushed one by one
-	failures atomic.Uint64 // shared flushes that failed
-	attrless sync.Once     // tells once that there are no extended attributes
+	group    *flusher              // nil: files and directories are flushed one by one
+	failed   atomic.Pointer[error] // of the first shared flush that failed
+	attrless sync.Once             // tells once that there are no extended attributes
 	usage    atomic.Pointer[Usage]
 }
 
@@ -204,7 +204,11 @@ func regular(info Info) error {
 // Remove removes a file; when it returns nil the name is gone for good. So it
 // is after an error matching fs.ErrNotExist.
 func (v *Volume) Remove(ctx context.Context, name string) error {
-	if err := checkName(name); err != nil {
+	err := checkName(name)
+	if err == nil {
+		err = v.writable(ctx)
+	}
+	if err != nil {
 		return wrap("remove", v.id, name, err)
 	}
 	unlock, err := v.names.lock(ctx, name, v.o.StuckAfter)

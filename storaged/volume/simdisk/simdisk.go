@@ -60,7 +60,10 @@ type Disk struct {
 	used   int64
 	locked map[*node]bool
 	mounts map[*node]string
-	faults []*Fault
+	// nameless files, with the path of the folder that they were made in:
+	// those whose handles are open, and some that have a name by now.
+	nameless map[*node]string
+	faults   []*Fault
 }
 
 var _ volume.FS = (*Disk)(nil)
@@ -82,7 +85,7 @@ func New(o Options) *Disk {
 func empty(o Options) *Disk {
 	return &Disk{
 		o: o, died: make(chan struct{}),
-		locked: make(map[*node]bool), mounts: make(map[*node]string),
+		locked: make(map[*node]bool), mounts: make(map[*node]string), nameless: make(map[*node]string),
 	}
 }
 
@@ -600,8 +603,12 @@ func (r *root) OpenUnnamed(dir string) (volume.Handle, error) {
 			return fs.ErrNotExist
 		}
 		h.n = r.d.node(false)
+		if err := r.d.grow(h.n.cost()); err != nil {
+			return err
+		}
 		h.n.opens = 1
-		return r.d.grow(h.n.cost())
+		r.d.nameless[h.n] = path.Join(r.path, dir)
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -766,6 +773,11 @@ func (r *root) SyncFS() (bool, error) {
 			top = r.n
 		}
 		top.flushTree(ok)
+		for n, dir := range r.d.nameless {
+			if top == r.d.root || dir == r.path || strings.HasPrefix(dir, r.path+"/") {
+				n.flush(ok)
+			}
+		}
 	}
 	err := r.do(OpSyncFS, ".", func() error {
 		flush(true)
@@ -949,6 +961,7 @@ func (h *handle) Close() error {
 	return h.op(OpClose, func() error {
 		h.closed = true
 		h.n.opens--
+		delete(h.d.nameless, h.n)
 		h.d.reap(h.n)
 		return nil
 	})
