@@ -12,47 +12,50 @@ import (
 
 // Host is a storage host as trackers list it.
 type Host struct {
-	ID      int64
-	Name    string
-	Status  string // alive, down, dead or readonly
-	IP      string
-	Port    int // of HTTP
-	GetPort int // 0 is Port
-	AltIP   string
-	AltMask string
+	ID      int64  `json:"hostid"`
+	Name    string `json:"host"`
+	Status  string `json:"status"` // alive, down, dead or readonly
+	IP      string `json:"ip"`
+	Port    int    `json:"port"`    // of HTTP
+	GetPort int    `json:"getport"` // 0 is Port
+	AltIP   string `json:"altip"`
+	AltMask string `json:"altmask"`
 }
 
 // Device is a device as trackers list it.
 type Device struct {
-	ID          DevID
-	HostID      int64
-	Status      string // alive, readonly, drain, down or dead
-	Observed    string // writeable, readable, unreachable, or "" where not yet seen
-	Weight      int64
-	TotalMB     int64  // -1 unknown
-	UsedMB      int64  // -1 unknown
-	Utilization string // percent busy; "-" or "" unknown
+	ID          DevID  `json:"devid"`
+	HostID      int64  `json:"hostid"`
+	Status      string `json:"status"`         // alive, readonly, drain, down or dead
+	Observed    string `json:"observed_state"` // writeable, readable, unreachable, or "" where not yet seen
+	Weight      int64  `json:"weight"`
+	TotalMB     int64  `json:"mb_total"`    // -1 unknown
+	UsedMB      int64  `json:"mb_used"`     // -1 unknown
+	Utilization string `json:"utilization"` // percent busy; "-" or "" unknown
 	// RejectsBadMD5 is whether uploads with a wrong Content-MD5 are refused:
 	// "1", "0", or "" where not yet seen.
-	RejectsBadMD5 string
+	RejectsBadMD5 string `json:"reject_bad_md5"`
 }
 
 // Domain is a domain with its classes.
 type Domain struct {
-	Name    string
-	Classes []Class
+	Name    string  `json:"domain"`
+	Classes []Class `json:"classes"`
 }
 
 // Class is a class as trackers list it.
 type Class struct {
-	Name        string
-	MinDevCount int
-	ReplPolicy  string
-	HashType    string // MD5, SHA-1, NONE
+	Name        string `json:"class"`
+	MinDevCount int    `json:"mindevcount"`
+	ReplPolicy  string `json:"replpolicy"`
+	HashType    string `json:"hashtype"` // MD5, SHA-1, NONE
 }
 
 // Setting is one server setting.
-type Setting struct{ Key, Value string }
+type Setting struct {
+	Key   string `json:"key"`
+	Value string `json:"value"`
+}
 
 // Hosts lists the cluster's hosts.
 func (c *Client) Hosts(ctx context.Context) ([]Host, error) {

@@ -8,18 +8,25 @@ import (
 )
 
 // watch cancels an HTTP request whose peer does nothing for too long. It is
-// told what the peer is expected to do next, and how long that may take.
+// told what the peer is expected to do next, and how long that may take, at
+// every piece; so its one timer is moved only when it fires.
 type watch struct {
 	cancel context.CancelCauseFunc
 
 	mu    sync.Mutex // guards what follows
+	fault *stallError
+	due   time.Time // zero: nothing is expected
 	timer *time.Timer
-	round int // of the expectation; a timer of an earlier one means nothing
+	fires time.Time // when timer does; zero: it is not set
 	over  bool
 }
 
 func newWatch(cancel context.CancelCauseFunc, d time.Duration, fault string) *watch {
 	w := &watch{cancel: cancel}
+	w.mu.Lock()
+	w.timer = time.AfterFunc(d, w.fire)
+	w.fires = time.Now().Add(d)
+	w.mu.Unlock()
 	w.expect(d, fault)
 	return w
 }
@@ -31,26 +38,37 @@ func (w *watch) expect(d time.Duration, fault string) {
 	if w.over {
 		return
 	}
-	w.round++
-	round := w.round
-	if w.timer != nil {
-		w.timer.Stop()
+	w.due = time.Now().Add(d)
+	if w.fault == nil || w.fault.fault != fault || w.fault.after != d {
+		w.fault = &stallError{fault, d}
 	}
-	w.timer = time.AfterFunc(d, func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		if w.round == round && !w.over {
-			w.cancel(&stallError{fault, d})
-		}
-	})
+	if w.fires.IsZero() || w.due.Before(w.fires) {
+		w.timer.Reset(d)
+		w.fires = w.due
+	}
+}
+
+// fire is the timer's: the peer is late, or was given more time.
+func (w *watch) fire() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.fires = time.Time{}
+	if w.over || w.due.IsZero() {
+		return
+	}
+	if left := time.Until(w.due); left > 0 {
+		w.timer.Reset(left)
+		w.fires = w.due
+		return
+	}
+	w.cancel(w.fault)
 }
 
 // pause expects nothing.
 func (w *watch) pause() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.round++
-	w.timer.Stop()
+	w.due = time.Time{}
 }
 
 // stop ends the watch.

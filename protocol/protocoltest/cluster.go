@@ -247,15 +247,23 @@ func (c *Cluster) createOpen(a protocol.Args, out *protocol.Args) *protocol.Erro
 	for _, d := range c.devices {
 		if d.Status == "alive" && len(u.devs) < 3 {
 			u.devs = append(u.devs, d.ID)
-			n := strconv.Itoa(len(u.devs))
-			out.Add("devid_"+n, d.ID.String())
-			out.Add("path_"+n, c.url(c.lastFID, d.ID))
+			n := "_" + strconv.Itoa(len(u.devs))
+			if !a.True("multi_dest") {
+				n = ""
+			}
+			out.Add("devid"+n, d.ID.String())
+			out.Add("path"+n, c.url(c.lastFID, d.ID))
+			if n == "" {
+				break
+			}
 		}
 	}
 	if len(u.devs) == 0 {
 		return protocol.Err("no_devices")
 	}
-	out.AddInt("dev_count", int64(len(u.devs)))
+	if a.True("multi_dest") {
+		out.AddInt("dev_count", int64(len(u.devs)))
+	}
 	c.uploads[c.lastFID] = u
 	return nil
 }

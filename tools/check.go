@@ -1,0 +1,478 @@
+package tools
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mogile/mogile/protocol"
+)
+
+const (
+	checkTimeout = 5 * time.Second // for each question
+	checkJobs    = 32              // questions at once
+	staleUsage   = 2 * time.Minute // daemons write usage every 10 s
+)
+
+func checkCommand() *cli.Command {
+	return command("check", "ask every tracker, host and device whether it is well", "",
+		`mogtool check                         exit code 1 when something is wrong
+mogtool --json check | jq .problems`,
+		need{0, 0, false}, nil, check)
+}
+
+func statsCommand() *cli.Command {
+	return command("stats", "print the counters of every tracker", "",
+		`mogtool stats
+mogtool --json stats`,
+		need{0, 0, false}, nil, stats)
+}
+
+func consoleCommand() *cli.Command {
+	return command("console", "send a line of the administration port to every tracker", "COMMAND",
+		`mogtool console '!stats'              also !jobs, !queue, !recent, !version
+mogtool console '!want 5 replicate'
+mogtool console '!watch'              the log, until interrupted`,
+		need{1, -1, false}, nil, console)
+}
+
+// report is what check found.
+type report struct {
+	Trackers []trackerCheck `json:"trackers"`
+	Hosts    []hostCheck    `json:"hosts"`
+	Devices  []deviceCheck  `json:"devices"`
+	Problems []problem      `json:"problems"`
+}
+
+type trackerCheck struct {
+	Tracker string  `json:"tracker"`
+	Answer  string  `json:"answer"` // "ok", or what is wrong
+	Millis  float64 `json:"millis"`
+
+	hosts   []protocol.Host
+	devices []protocol.Device
+	domains []protocol.Domain
+}
+
+type hostCheck struct {
+	Host   string `json:"host"`
+	Addr   string `json:"address"`
+	Status string `json:"status"`
+	Answer string `json:"answer"` // "ok", "not asked", or what is wrong
+}
+
+type deviceCheck struct {
+	deviceRow
+	Answer string `json:"answer"` // "ok", "not asked", or what is wrong
+}
+
+type problem struct {
+	What   string `json:"what"`
+	Remedy string `json:"remedy"`
+}
+
+func check(s *session, _ []string) error {
+	var r report
+	r.askTrackers(s)
+	asked := slices.IndexFunc(r.Trackers, func(t trackerCheck) bool { return t.Answer == "ok" })
+	if asked >= 0 {
+		t := r.Trackers[asked]
+		web := &http.Client{Timeout: checkTimeout, Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}
+		r.askHosts(s.ctx(), web, t.hosts)
+		r.askDevices(s.ctx(), web, t.hosts, t.devices)
+	}
+	if err := s.ctx().Err(); err != nil {
+		return err
+	}
+	r.Problems = judge(&r)
+	if err := r.write(s.out); err != nil {
+		return err
+	}
+	switch n := len(r.Problems); {
+	case n == 1:
+		return errors.New("check found a problem")
+	case n > 1:
+		return fmt.Errorf("check found %d problems", n)
+	}
+	return nil
+}
+
+func (r *report) askTrackers(s *session) {
+	r.Trackers = make([]trackerCheck, len(s.client.Trackers()))
+	var g errgroup.Group
+	g.SetLimit(checkJobs)
+	for i, addr := range s.client.Trackers() {
+		g.Go(func() error {
+			t := &r.Trackers[i]
+			t.Tracker, t.Answer = addr, "ok"
+			ctx, cancel := context.WithTimeoutCause(s.ctx(), checkTimeout, fmt.Errorf("no answer in %v", checkTimeout))
+			defer cancel()
+			begun := time.Now()
+			err := t.ask(ctx, s.client)
+			t.Millis = float64(time.Since(begun).Microseconds()) / 1000
+			if err != nil {
+				t.Answer = err.Error()
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // never an error
+}
+
+func (t *trackerCheck) ask(ctx context.Context, c *protocol.Client) error {
+	reply, err := c.DoAt(ctx, t.Tracker, "get_hosts", nil)
+	if err == nil {
+		t.hosts, err = protocol.ParseHosts(reply)
+	}
+	if err == nil {
+		reply, err = c.DoAt(ctx, t.Tracker, "get_devices", nil)
+	}
+	if err == nil {
+		t.devices, err = protocol.ParseDevices(reply)
+	}
+	if err == nil {
+		reply, err = c.DoAt(ctx, t.Tracker, "get_domains", nil)
+	}
+	if err == nil {
+		t.domains, err = protocol.ParseDomains(reply)
+	}
+	if te, ok := errors.AsType[*protocol.TrackerError](err); ok {
+		return te.Err
+	}
+	return err
+}
+
+func (r *report) askHosts(ctx context.Context, web *http.Client, hosts []protocol.Host) {
+	r.Hosts = make([]hostCheck, len(hosts))
+	var g errgroup.Group
+	g.SetLimit(checkJobs)
+	for i, h := range hosts {
+		r.Hosts[i] = hostCheck{h.Name, hostAddr(h), h.Status, "not asked"}
+		if h.Status == "alive" || h.Status == "readonly" {
+			g.Go(func() error {
+				_, err := fetchText(ctx, web, "http://"+r.Hosts[i].Addr+"/")
+				r.Hosts[i].Answer = answer(err)
+				return nil
+			})
+		}
+	}
+	_ = g.Wait() // never an error
+}
+
+func hostAddr(h protocol.Host) string { return net.JoinHostPort(h.IP, strconv.Itoa(h.Port)) }
+
+func answer(err error) string {
+	if err != nil {
+		return err.Error()
+	}
+	return "ok"
+}
+
+// askDevices reads the usage files.
+func (r *report) askDevices(ctx context.Context, web *http.Client, hosts []protocol.Host, devs []protocol.Device) {
+	rows := deviceRows(hosts, devs)
+	r.Devices = make([]deviceCheck, len(rows))
+	var g errgroup.Group
+	g.SetLimit(checkJobs)
+	for i, d := range rows {
+		r.Devices[i] = deviceCheck{d, "not asked"}
+		h := slices.IndexFunc(r.Hosts, func(h hostCheck) bool { return h.Host == d.Host })
+		if d.Status == "dead" || d.Status == "down" || h < 0 || r.Hosts[h].Answer != "ok" {
+			continue
+		}
+		g.Go(func() error {
+			text, err := fetchText(ctx, web, "http://"+r.Hosts[h].Addr+"/dev"+d.ID.String()+"/usage")
+			var u deviceUsage
+			if err == nil {
+				u, err = parseUsage(text)
+			}
+			if age := time.Since(u.asOf); err == nil && !u.asOf.IsZero() && age > staleUsage {
+				err = fmt.Errorf("its usage is %v old", age.Round(time.Second))
+			}
+			if err == nil {
+				r.Devices[i].TotalMB, r.Devices[i].UsedMB = u.totalKB>>10, u.usedKB>>10
+			}
+			r.Devices[i].Answer = answer(err)
+			return nil
+		})
+	}
+	_ = g.Wait() // never an error
+}
+
+// fetchText is the beginning of what url has.
+func fetchText(ctx context.Context, web *http.Client, url string) (string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return "", err
+	}
+	resp, err := web.Do(req)
+	if err != nil {
+		if inner := errors.Unwrap(err); inner != nil { // the URL is named anyway
+			err = inner
+		}
+		return "", err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode/100 != 2 {
+		return "", &protocol.StatusError{Code: resp.StatusCode}
+	}
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	return string(b), err
+}
+
+type deviceUsage struct {
+	totalKB, usedKB int64
+	asOf            time.Time // zero where it is not told
+}
+
+// parseUsage reads a device's usage file. Trackers insist on total and used.
+func parseUsage(text string) (deviceUsage, error) {
+	var u deviceUsage
+	for lines := bufio.NewScanner(strings.NewReader(text)); lines.Scan(); {
+		name, value, ok := strings.Cut(lines.Text(), ":")
+		if !ok {
+			continue
+		}
+		n := protocol.Number(value)
+		switch strings.TrimSpace(name) {
+		case "total":
+			u.totalKB = n
+		case "used":
+			u.usedKB = n
+		case "time":
+			u.asOf = time.Unix(n, 0)
+		}
+	}
+	if u.totalKB <= 0 || u.usedKB <= 0 {
+		return deviceUsage{}, errors.New("its usage has no total or used")
+	}
+	return u, nil
+}
+
+// judge names what is wrong, and what to do.
+func judge(r *report) []problem {
+	var ps []problem
+	add := func(remedy, format string, args ...any) {
+		ps = append(ps, problem{fmt.Sprintf(format, args...), remedy})
+	}
+	var view *trackerCheck
+	for i, t := range r.Trackers {
+		if t.Answer != "ok" {
+			add("start it there ('mogile tracker'), or take it off --trackers", "tracker %s: %s", t.Tracker, t.Answer)
+		} else if view == nil {
+			view = &r.Trackers[i]
+		}
+	}
+	if view == nil {
+		return ps
+	}
+	if len(r.Hosts) == 0 {
+		add("'mogtool host add HOST --ip ADDRESS --port 7500 --status alive'", "there is no host")
+	}
+	for _, h := range r.Hosts {
+		switch {
+		case h.Answer != "ok" && h.Answer != "not asked":
+			add(fmt.Sprintf("start its daemon ('mogile storaged'), or 'mogtool host mark %s down'", h.Host), "host %s does not answer at %s: %s", h.Host, h.Addr, h.Answer)
+		case h.Status == "dead" && slices.ContainsFunc(r.Devices, func(d deviceCheck) bool { return d.Host == h.Host && d.Status != "dead" }):
+			add("mark each of its devices dead, so that their files are copied anew", "host %s is dead, and not all its devices are", h.Host)
+		}
+	}
+	if len(r.Hosts) > 0 && len(r.Devices) == 0 {
+		add("'mogtool device add HOST DEVID', for the folder dev<DEVID> there", "there is no device")
+	}
+	alive, writeable := 0, 0
+	for _, d := range r.Devices {
+		if d.Host == "" {
+			add("give it to a host of the cluster, in the database", "dev%d belongs to no host", d.ID)
+			continue
+		}
+		h := slices.IndexFunc(r.Hosts, func(h hostCheck) bool { return h.Host == d.Host })
+		if d.Status == "alive" && r.Hosts[h].Status == "alive" {
+			alive++
+			if d.Observed == "writeable" {
+				writeable++
+			}
+		}
+		if d.Answer == "not asked" {
+			continue
+		}
+		if d.Answer != "ok" {
+			add(fmt.Sprintf("see that its folder dev%d is there and mounted, or 'mogtool device mark %s %d down'", d.ID, d.Host, d.ID), "dev%d of host %s: %s", d.ID, d.Host, d.Answer)
+			continue
+		}
+		for _, t := range r.Trackers {
+			for _, seen := range t.devices {
+				if seen.ID != d.ID || t.Answer != "ok" || seen.Observed == "writeable" || seen.Observed == "readable" && d.Status != "alive" {
+					continue
+				}
+				what := "has not seen it yet"
+				if seen.Observed != "" {
+					what = "finds it " + seen.Observed
+				}
+				add("see the logs of the tracker and of the host's daemon: the tracker could not write or read its probe", "dev%d of host %s is %s, and tracker %s %s", d.ID, d.Host, d.Status, t.Tracker, what)
+			}
+		}
+	}
+	if len(r.Devices) > 0 && writeable == 0 {
+		add("mark a device alive whose host is, or add one", "no device takes new files")
+	}
+	for _, d := range view.domains {
+		for _, c := range d.Classes {
+			if len(r.Devices) > 0 && c.MinDevCount > alive {
+				add("add devices, or lower its mindevcount", "class %s of domain %s wants %d copies; alive devices: %d", c.Name, d.Name, c.MinDevCount, alive)
+			}
+		}
+	}
+	return ps
+}
+
+func (r *report) write(o *output) error {
+	if o.json {
+		if r.Problems == nil {
+			r.Problems = []problem{}
+		}
+		return o.object(r)
+	}
+	var trackers, hosts, devs [][]string
+	for _, t := range r.Trackers {
+		trackers = append(trackers, []string{t.Tracker, t.Answer, fmt.Sprintf("%.1f ms", t.Millis)})
+	}
+	for _, h := range r.Hosts {
+		hosts = append(hosts, []string{h.Host, h.Addr, h.Status, h.Answer})
+	}
+	var total, used int64
+	for _, d := range r.Devices {
+		devs = append(devs, append(append([]string{d.Host, "dev" + d.ID.String(), d.Status, d.Observed}, usage(d.TotalMB, d.UsedMB)...), d.Utilization, d.Answer))
+		if d.Status != "dead" && d.TotalMB > 0 && d.UsedMB >= 0 {
+			total, used = total+d.TotalMB, used+d.UsedMB
+		}
+	}
+	if len(devs) > 1 {
+		devs = append(devs, append(append([]string{"total", "", "", ""}, usage(total, used)...), "", ""))
+	}
+	blank := false
+	for _, t := range []struct {
+		header []string
+		rows   [][]string
+	}{
+		{[]string{"tracker", "answer", ">took"}, trackers},
+		{[]string{"host", "address", "status", "answer"}, hosts},
+		{[]string{"host", ">device", "status", "seen as", ">size", ">used", ">free", ">use%", ">io%", "answer"}, devs},
+	} {
+		if len(t.rows) == 0 {
+			continue
+		}
+		if blank {
+			if err := o.line(""); err != nil {
+				return err
+			}
+		}
+		blank = true
+		if err := o.table(t.header, t.rows); err != nil {
+			return err
+		}
+	}
+	for _, p := range r.Problems {
+		for _, l := range []string{"", "problem: " + p.What, "remedy:  " + p.Remedy} {
+			if err := o.line(l); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// statsJSON are one tracker's counters.
+type statsJSON struct {
+	Tracker  string             `json:"tracker"`
+	Counters map[string]float64 `json:"counters"`
+}
+
+func stats(s *session, _ []string) error {
+	var names []string
+	var all []statsJSON
+	for _, addr := range s.client.Trackers() {
+		one := statsJSON{addr, make(map[string]float64)}
+		for line, err := range s.client.Console(s.ctx(), addr, "!stats") {
+			if err != nil {
+				return err
+			}
+			name, value, _ := strings.Cut(line, " ")
+			n, err := strconv.ParseFloat(value, 64)
+			if err != nil {
+				return fmt.Errorf("tracker %s: !stats: line %q is not a name and a number", addr, line)
+			}
+			if !slices.Contains(names, name) {
+				names = append(names, name)
+			}
+			one.Counters[name] = n
+		}
+		all = append(all, one)
+	}
+	if s.out.json {
+		return list(s.out, all, nil, nil)
+	}
+	header := []string{"counter"}
+	for _, one := range all {
+		header = append(header, ">"+one.Tracker)
+	}
+	var rows [][]string
+	for _, name := range names {
+		row := []string{name}
+		for _, one := range all {
+			cell := ""
+			if n, ok := one.Counters[name]; ok {
+				cell = strconv.FormatFloat(n, 'f', -1, 64)
+			}
+			row = append(row, cell)
+		}
+		rows = append(rows, row)
+	}
+	return s.out.table(header, rows)
+}
+
+func console(s *session, args []string) error {
+	line := strings.Join(args, " ")
+	if !strings.HasPrefix(line, "!") {
+		return usageError(s.Context, "console: %q does not begin with \"!\"", line)
+	}
+	trackers := s.client.Trackers()
+	if strings.HasPrefix(line, "!watch") && len(trackers) > 1 {
+		return usageError(s.Context, "console: !watch is for one tracker; name it with --trackers")
+	}
+	return each(trackers, func(addr string) error {
+		if len(trackers) > 1 && !s.out.json {
+			if err := s.out.line(addr + ":"); err != nil {
+				return err
+			}
+		}
+		for l, err := range s.client.Console(s.ctx(), addr, line) {
+			if err != nil {
+				return err
+			}
+			if s.out.json {
+				err = s.out.object(struct {
+					Tracker string `json:"tracker"`
+					Line    string `json:"line"`
+				}{addr, l})
+			} else {
+				err = s.out.line(l)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
