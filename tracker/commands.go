@@ -1,0 +1,214 @@
+package tracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime/debug"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/tracker/cluster"
+	"github.com/mogile/mogile/tracker/status"
+)
+
+// query is a request that is being answered. It belongs to its connection and
+// is used again for the next one: nothing of it may be kept.
+type query struct {
+	protocol.Args                // the request's arguments
+	reply         protocol.Args  // the fields of a success; in what order, clients do not care
+	viewer        cluster.Viewer // decides which of a host's addresses the client is given
+	dog           *watchdog
+	at            *cluster.Snapshot // the cluster as of the request's beginning
+	rng           *rand.Rand        // nil until it is needed
+}
+
+// rand is the chance by which devices are chosen.
+func (q *query) rand() *rand.Rand {
+	if q.rng == nil {
+		q.rng = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
+	}
+	return q.rng
+}
+
+// command is one of the protocol's commands.
+type command struct {
+	// run fills q.reply. An error that is a refusal is told to the client;
+	// any other is logged, and told as "failure".
+	run     func(ctx context.Context, q *query) error
+	metrics *status.Command
+}
+
+// unknownCommand is the name under which unknown commands are counted.
+const unknownCommand = "unknown"
+
+// table lists the commands. A new one needs a line here, and nothing else.
+func (t *Tracker) table() map[string]*command {
+	runs := map[string]func(context.Context, *query) error{
+		"create_open":  t.createOpen,
+		"create_close": t.createClose,
+		"get_paths":    t.getPaths,
+		"file_info":    t.fileInfo,
+		"file_debug":   t.fileDebug,
+		"list_keys":    t.listKeys,
+		"list_fids":    t.listFIDs,
+		"delete":       t.deleteKey,
+		"rename":       t.rename,
+		"updateclass":  t.updateFileClass,
+		"edit_file":    t.editFile,
+
+		"create_domain": t.createDomain,
+		"delete_domain": t.deleteDomain,
+		"get_domains":   t.getDomains,
+		"create_class":  t.createClass,
+		"update_class":  t.updateClass,
+		"delete_class":  t.deleteClass,
+
+		"create_host":   t.createHost,
+		"update_host":   t.updateHost,
+		"delete_host":   t.deleteHost,
+		"get_hosts":     t.getHosts,
+		"create_device": t.createDevice,
+		"get_devices":   t.getDevices,
+		"set_state":     t.setState,
+		"set_weight":    t.setWeight,
+
+		"set_server_setting": t.setServerSetting,
+		"server_setting":     t.serverSetting,
+		"server_settings":    t.serverSettings,
+
+		"clear_cache":      t.clearCache,
+		"do_monitor_round": t.doMonitorRound,
+		"noop":             func(context.Context, *query) error { return nil },
+		"replicate_now":    t.replicateNow,
+		"sleep":            t.sleep,
+		"test":             t.test,
+
+		unknownCommand: func(context.Context, *query) error { return protocol.ErrUnknownCommand },
+	}
+	table := make(map[string]*command, len(runs))
+	for name, run := range runs {
+		table[name] = &command{run: run, metrics: t.metrics.Command(name)}
+	}
+	return table
+}
+
+// errGivenUp closes the connection of a request that did not return.
+var errGivenUp = errors.New("request was given up")
+
+// answerLine is the tracker's [answerer].
+func (t *Tracker) answerLine(ctx context.Context, c *conn, line []byte, out []byte) ([]byte, error) {
+	if isConsole(line) {
+		return t.console(ctx, c, string(line), out)
+	}
+	began := t.now()
+	text := string(line)
+	c.place.line = text
+	worker, err := t.queries.acquire(ctx, &c.place)
+	if err != nil {
+		return nil, err
+	}
+	started := t.now()
+	req, err := protocol.ParseRequest(text)
+	cmd := t.commands[req.Command]
+	if err != nil || cmd == nil {
+		cmd = t.commands[unknownCommand]
+	}
+	q := &c.query
+	*q = query{
+		Args: req.Args, reply: q.reply[:0], dog: &c.dog, rng: q.rng, at: t.cluster.Snapshot(),
+		viewer: cluster.Viewer{Addr: c.from, Alt: req.Args.Get("zone") == "alt"},
+	}
+	work, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	c.dog.grace = t.opts.QueryTimeout / 6
+	c.dog.start(t.opts.QueryTimeout, cancel, func() {
+		t.metrics.Dropped(status.DropGivenUp)
+		t.log.Error().Str("command", req.Command).Stringer("client", c.from).Msg("query hangs, its connection is closed")
+		t.queries.replace(worker)
+		c.close()
+	})
+	err = protect(work, cmd, q)
+	if !c.dog.stop() {
+		return nil, errGivenUp
+	}
+	t.queries.release(worker)
+	out, code := t.appendReply(work, out, req, q.reply, err)
+	done := t.now()
+	cmd.metrics.Answered(code, done.Sub(began))
+	t.recent.add(recentQuery{from: c.from, line: text, elapsed: done.Sub(began), worked: done.Sub(started)})
+	return out, nil
+}
+
+// protect runs a command and turns a panic into an error: a bug in one command
+// must not end the tracker.
+func protect(ctx context.Context, cmd *command, q *query) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+		}
+	}()
+	return cmd.run(ctx, q)
+}
+
+// appendReply appends the reply line and returns the error code, empty for
+// success.
+func (t *Tracker) appendReply(ctx context.Context, out []byte, req protocol.Request, reply protocol.Args, err error) ([]byte, string) {
+	callid, hasCallID := req.CallID()
+	if err == nil {
+		if hasCallID {
+			reply.Set("callid", callid)
+		}
+		return protocol.AppendOK(out, reply), ""
+	}
+	refusal, ok := errors.AsType[*protocol.Error](err)
+	if !ok {
+		t.failed(ctx, req.Command, err)
+		refusal = protocol.ErrFailure
+	}
+	if !hasCallID {
+		return protocol.AppendErr(out, refusal, nil), refusal.Code
+	}
+	return protocol.AppendErr(out, refusal, &callid), refusal.Code
+}
+
+// failed logs why a command failed. While the database is away the log says so
+// once in a while, not for every request.
+func (t *Tracker) failed(ctx context.Context, name string, err error) {
+	event := t.failures.Error().Err(err)
+	if cause := context.Cause(ctx); cause != nil {
+		event = event.AnErr("cause", cause)
+	}
+	event.Str("command", name).Msg("query failed")
+}
+
+// domain is the domain that q names, or no_domain or unreg_domain.
+func (q *query) domain() (*cluster.Domain, error) {
+	name := q.Get("domain")
+	if name == "" {
+		return nil, protocol.Err("no_domain")
+	}
+	d, ok := q.at.Domain(name)
+	if !ok {
+		return nil, protocol.Err("unreg_domain")
+	}
+	return d, nil
+}
+
+// key is the key that q names, or no_key. The key "0" is a key.
+func (q *query) key() (string, error) {
+	if key := q.Get("key"); key != "" {
+		return key, nil
+	}
+	return "", protocol.Err("no_key")
+}
+
+// domainAndKey is what most commands on files begin with.
+func (q *query) domainAndKey() (*cluster.Domain, string, error) {
+	d, err := q.domain()
+	if err != nil {
+		return nil, "", err
+	}
+	key, err := q.key()
+	return d, key, err
+}

@@ -1,0 +1,374 @@
+package tracker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+	"github.com/mogile/mogile/tracker/cluster"
+	"github.com/mogile/mogile/tracker/placement"
+)
+
+// Limits of listings, MogileFS 2.73's.
+const (
+	maxListKeys     = 1000
+	maxListFIDs     = 500
+	defaultListFIDs = 100
+)
+
+// getPaths answers where a key can be read.
+func (t *Tracker) getPaths(ctx context.Context, q *query) error {
+	domain, key, err := q.domainAndKey()
+	if err != nil {
+		return err
+	}
+	file, devids, err := t.store.FileByKey(ctx, domain.ID, key)
+	if err != nil {
+		return err
+	}
+	devs := make([]*cluster.Device, 0, len(devids))
+	for _, id := range devids {
+		if d := q.at.Device(id); d != nil {
+			devs = append(devs, d)
+		}
+	}
+	limit := int(min(max(q.Number("pathcount"), 2), int64(max(len(devs), 2))))
+	readers := placement.SplitReaders(placement.ReadOrder(devs, q.rand()))
+	paths := t.readPaths(ctx, q, file, readers, limit)
+	if err := ctx.Err(); err != nil { // copies that could not be looked at are not copies that are missing
+		return fmt.Errorf("verify fid %d: %w", file.FID, err)
+	}
+	q.reply.AddInt("paths", int64(len(paths)))
+	for i, p := range paths {
+		q.reply.Add("path"+strconv.Itoa(i+1), p)
+	}
+	return nil
+}
+
+// readPaths are the URLs of up to limit copies. Copies are verified until one
+// has the right size, unless the client will look for itself; devices in drain
+// come last, and one that cannot be read only where there is no other.
+func (t *Tracker) readPaths(ctx context.Context, q *query, file schema.File, r placement.Readers, limit int) []string {
+	paths := make([]string, 0, limit)
+	verified := q.True("noverify")
+	for _, d := range r.First {
+		if len(paths) == limit {
+			return paths
+		}
+		url := d.ReadURL(file.FID, q.viewer)
+		if !verified && !t.hasSize(ctx, url, file.Length) {
+			continue
+		}
+		verified = true
+		paths = append(paths, url)
+	}
+	for _, d := range r.Drain {
+		if len(paths) == limit {
+			return paths
+		}
+		url := d.ReadURL(file.FID, q.viewer)
+		if !verified && !t.hasSize(ctx, url, file.Length) {
+			continue
+		}
+		paths = append(paths, url)
+	}
+	if len(paths) == 0 && r.Backup != nil {
+		paths = append(paths, r.Backup.ReadURL(file.FID, q.viewer))
+	}
+	return paths
+}
+
+// hasSize reports whether a copy is there in its full length.
+func (t *Tracker) hasSize(ctx context.Context, url string, want int64) bool {
+	size, err := t.storage.Size(ctx, url)
+	if err != nil {
+		t.log.Debug().Err(err).Str("url", url).Msg("copy could not be verified")
+		return false
+	}
+	return size == want
+}
+
+// fileInfo answers what is stored of a key.
+func (t *Tracker) fileInfo(ctx context.Context, q *query) error {
+	domain, key, err := q.domainAndKey()
+	if err != nil {
+		return err
+	}
+	file, devids, err := t.store.FileByKey(ctx, domain.ID, key)
+	if err != nil {
+		return err
+	}
+	class := q.at.Class(file.DMID, file.ClassID)
+	q.reply.Add("fid", file.FID.String())
+	q.reply.Add("domain", domain.Name)
+	q.reply.Add("class", className(class, file.ClassID))
+	q.reply.Add("key", key)
+	q.reply.AddInt("length", file.Length)
+	q.reply.AddInt("devcount", int64(file.DevCount))
+	if class != nil && class.HashType != protocol.HashNone {
+		sum, err := t.store.Checksum(ctx, file.FID)
+		if err != nil {
+			return fmt.Errorf("look up the checksum of fid %d: %w", file.FID, err)
+		}
+		text := "MISSING"
+		if !sum.IsZero() {
+			text = sum.String()
+		}
+		q.reply.Add("checksum", text)
+	}
+	if q.True("devices") {
+		q.reply.Add("devids", joinIDs(devids))
+	}
+	return nil
+}
+
+// className is a class's name; the number of one that is not there any more.
+func className(c *cluster.Class, id schema.ClassID) string {
+	if c == nil {
+		return strconv.Itoa(int(id))
+	}
+	return c.Name
+}
+
+func joinIDs(ids []protocol.DevID) string {
+	var b strings.Builder
+	for i, id := range ids {
+		if i > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(id.String())
+	}
+	return b.String()
+}
+
+// fileDebug answers all that the database knows of a fid.
+func (t *Tracker) fileDebug(ctx context.Context, q *query) error {
+	fid := protocol.FID(max(q.Number("fid"), 0))
+	if !q.True("fid") {
+		domain, key, err := q.domainAndKey()
+		if err != nil {
+			return err
+		}
+		file, _, err := t.store.FileByKey(ctx, domain.ID, key)
+		if err != nil {
+			return err
+		}
+		fid = file.FID
+	}
+	debug, err := t.store.DebugFile(ctx, fid)
+	if err != nil {
+		return fmt.Errorf("debug fid %d: %w", fid, err)
+	}
+	out := &q.reply
+	if f := debug.File; f != nil {
+		out.Add("fid_fid", f.FID.String())
+		out.AddInt("fid_dmid", int64(f.DMID))
+		out.Add("fid_dkey", f.Key)
+		out.AddInt("fid_length", f.Length)
+		out.AddInt("fid_classid", int64(f.ClassID))
+		out.AddInt("fid_devcount", int64(f.DevCount))
+		out.Add("fid_domain", domainName(q.at, f.DMID))
+		out.Add("fid_class", className(q.at.Class(f.DMID, f.ClassID), f.ClassID))
+	}
+	if f := debug.Tempfile; f != nil {
+		out.AddInt("tempfile_classid", int64(f.ClassID))
+		out.AddInt("tempfile_dmid", int64(f.DMID))
+		out.Add("tempfile_dkey", f.Key)
+		out.Add("tempfile_devids", joinIDs(f.DevIDs))
+	}
+	for _, row := range debug.Queues {
+		addQueueRow(out, row)
+	}
+	if len(debug.Devices) > 0 {
+		out.Add("devids", joinIDs(debug.Devices))
+	}
+	for _, id := range debug.Devices {
+		path := ""
+		if d := q.at.Device(id); d != nil {
+			path = d.ReadURL(fid, q.viewer)
+		}
+		out.Add("devpath_"+id.String(), path)
+	}
+	sum := "NONE"
+	if !debug.Checksum.IsZero() {
+		sum = debug.Checksum.String()
+	}
+	out.Add("checksum", sum)
+	return nil
+}
+
+// domainName is a domain's name; empty for one that is not there any more.
+func domainName(s *cluster.Snapshot, id schema.DMID) string {
+	if d := s.ByDMID[id]; d != nil {
+		return d.Name
+	}
+	return ""
+}
+
+// addQueueRow adds a row of a queue as file_debug shows it; NULL is empty.
+func addQueueRow(out *protocol.Args, row schema.QueueRow) {
+	devid, arg := "", ""
+	if row.DevID != nil {
+		devid = row.DevID.String()
+	}
+	if row.Arg != nil {
+		arg = *row.Arg
+	}
+	switch row.Queue {
+	case schema.QueueReplicate:
+		out.Add("replqueue_fid", row.FID.String())
+		out.AddInt("replqueue_nexttry", row.NextTry)
+		out.Add("replqueue_fromdevid", devid)
+		out.AddInt("replqueue_failcount", int64(row.FailCount))
+		out.AddInt("replqueue_flags", int64(row.Flags))
+	case schema.QueueDelete:
+		out.Add("delqueue_fid", row.FID.String())
+		out.AddInt("delqueue_nexttry", row.NextTry)
+		out.AddInt("delqueue_failcount", int64(row.FailCount))
+	case schema.QueueCopyDelete: // ours: there may be one for each device
+		out.AddInt("copydelqueue_"+devid+"_nexttry", row.NextTry)
+		out.AddInt("copydelqueue_"+devid+"_failcount", int64(row.FailCount))
+	case schema.QueueFsck, schema.QueueRebalance:
+		prefix, kind := "fsckqueue_", int64(1)
+		if row.Queue == schema.QueueRebalance {
+			prefix, kind = "rebqueue_", 2
+		}
+		out.Add(prefix+"fid", row.FID.String())
+		out.Add(prefix+"devid", devid)
+		out.AddInt(prefix+"type", kind)
+		out.AddInt(prefix+"nexttry", row.NextTry)
+		out.AddInt(prefix+"failcount", int64(row.FailCount))
+		out.AddInt(prefix+"flags", int64(row.Flags))
+		out.Add(prefix+"arg", arg)
+	}
+}
+
+// listKeys answers a page of a domain's keys.
+func (t *Tracker) listKeys(ctx context.Context, q *query) error {
+	domain, err := q.domain()
+	if err != nil {
+		return err
+	}
+	prefix, after := q.Get("prefix"), q.Get("after")
+	if after != "" && !strings.HasPrefix(after, prefix) {
+		return protocol.Err("after_mismatch")
+	}
+	limit := q.Number("limit")
+	switch {
+	case limit == 0 || limit > maxListKeys:
+		limit = maxListKeys
+	case limit < 0: // in MogileFS 2.73 the database refuses
+		return &protocol.Error{Code: "failure", Text: "The limit must not be negative"}
+	}
+	keys, err := t.store.ListKeys(ctx, domain.ID, prefix, after, int(limit))
+	if err != nil {
+		return fmt.Errorf("list keys of domain %s: %w", domain.Name, err)
+	}
+	if len(keys) == 0 {
+		return protocol.ErrNoneMatch
+	}
+	q.reply.AddInt("key_count", int64(len(keys)))
+	q.reply.Add("next_after", keys[len(keys)-1])
+	for i, key := range keys {
+		q.reply.Add("key_"+strconv.Itoa(i+1), key)
+	}
+	return nil
+}
+
+// listFIDs answers a page of all files, by number.
+func (t *Tracker) listFIDs(ctx context.Context, q *query) error {
+	limit := q.Number("to")
+	switch {
+	case limit == 0:
+		limit = defaultListFIDs
+	case limit < 0 || limit > maxListFIDs:
+		limit = maxListFIDs
+	}
+	files, err := t.store.ListFIDs(ctx, protocol.FID(max(q.Number("from"), 0)), int(limit))
+	if err != nil {
+		return fmt.Errorf("list fids: %w", err)
+	}
+	q.reply.AddInt("fid_count", int64(len(files)))
+	for i, f := range files {
+		prefix := "fid_" + strconv.Itoa(i+1) + "_"
+		q.reply.Add(prefix+"fid", f.FID.String())
+		q.reply.Add(prefix+"domain", domainName(q.at, f.DMID))
+		q.reply.Add(prefix+"class", className(q.at.Class(f.DMID, f.ClassID), f.ClassID))
+		q.reply.Add(prefix+"key", f.Key)
+		q.reply.AddInt(prefix+"length", f.Length)
+		q.reply.AddInt(prefix+"devcount", int64(f.DevCount))
+	}
+	return nil
+}
+
+// deleteKey forgets a key; its bytes go later.
+func (t *Tracker) deleteKey(ctx context.Context, q *query) error {
+	domain, key, err := q.domainAndKey()
+	if err != nil {
+		return err
+	}
+	_, err = t.store.DeleteKey(ctx, domain.ID, key)
+	return err
+}
+
+// rename gives a file another key.
+func (t *Tracker) rename(ctx context.Context, q *query) error {
+	domain, err := q.domain()
+	if err != nil {
+		return err
+	}
+	from, to := q.Get("from_key"), q.Get("to_key")
+	if from == "" || to == "" {
+		return protocol.Err("no_key")
+	}
+	return t.store.RenameKey(ctx, domain.ID, from, to)
+}
+
+// updateFileClass moves a file to another class.
+func (t *Tracker) updateFileClass(ctx context.Context, q *query) error {
+	domain, key, err := q.domainAndKey()
+	if err != nil {
+		return err
+	}
+	name := q.Get("class")
+	if name == "" {
+		return protocol.Err("no_class")
+	}
+	class, ok := domain.Class(name)
+	if !ok {
+		return protocol.ErrClassNotFound
+	}
+	file, devids, err := t.store.FileByKey(ctx, domain.ID, key)
+	switch {
+	case errors.Is(err, protocol.ErrUnknownKey):
+		return protocol.ErrInvalidKey
+	case err != nil:
+		return err
+	case len(devids) == 0:
+		return protocol.Err("no_devices")
+	case file.ClassID == class.ID:
+		return nil
+	}
+	err = t.store.SetFileClass(ctx, file.FID, class.ID)
+	if errors.Is(err, schema.ErrGone) { // deleted or overwritten in the meantime
+		return protocol.ErrInvalidKey
+	}
+	return err
+}
+
+// editFile answers as MogileFS 2.73 does without memcache: a closed file never
+// changes.
+func (t *Tracker) editFile(ctx context.Context, q *query) error {
+	domain, key, err := q.domainAndKey()
+	if err != nil {
+		return err
+	}
+	if _, _, err := t.store.FileByKey(ctx, domain.ID, key); err != nil {
+		return err
+	}
+	return protocol.ErrFailure
+}

@@ -1,0 +1,60 @@
+package tracker
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/mogile/mogile/protocol"
+)
+
+// clearCache reads the database and looks at every device anew, and echoes its
+// arguments.
+func (t *Tracker) clearCache(ctx context.Context, q *query) error {
+	if err := t.lookAgain(ctx); err != nil {
+		return err
+	}
+	q.reply = append(q.reply, q.Args...)
+	return nil
+}
+
+// doMonitorRound waits for the next round of the monitor.
+func (t *Tracker) doMonitorRound(ctx context.Context, _ *query) error {
+	return t.monitor.NextRound(ctx)
+}
+
+// replicateNow makes every fid that waits for its replication due.
+func (t *Tracker) replicateNow(ctx context.Context, q *query) error {
+	n, err := t.store.ReplicateNow(ctx)
+	if err != nil {
+		return fmt.Errorf("make replications due: %w", err)
+	}
+	t.replicate.Pool().Wake()
+	q.reply.AddInt("count", n)
+	return nil
+}
+
+// defaultSleep is how long sleep sleeps where it is not told.
+const defaultSleep = 10 * time.Second
+
+// sleep occupies a query worker, but never so long that its watchdog would
+// mind.
+func (t *Tracker) sleep(ctx context.Context, q *query) error {
+	d := defaultSleep
+	if q.True("duration") {
+		longest := t.opts.QueryTimeout - t.opts.QueryTimeout/6
+		d = time.Duration(min(max(q.Number("duration"), 0), int64(longest/time.Second))) * time.Second
+	}
+	if !wait(ctx, d) {
+		return fmt.Errorf("sleep: %w", context.Cause(ctx))
+	}
+	return nil
+}
+
+// test answers OK, or failure where it is told to crash.
+func (t *Tracker) test(_ context.Context, q *query) error {
+	if q.True("crash") {
+		return protocol.ErrFailure
+	}
+	return nil
+}

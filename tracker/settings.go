@@ -1,0 +1,203 @@
+package tracker
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/mogile/mogile/protocol"
+)
+
+// settingRule reads the value that a client gives a setting: nil deletes the
+// setting. Errors are refusals.
+type settingRule func(value string, given bool) (*string, error)
+
+// ruleOf finds the rule of a setting, nil for one that clients may not write.
+// Names and formats are MogileFS 2.73's.
+func ruleOf(key string) settingRule {
+	switch key {
+	case "skip_devcount", "skip_mkcol", "case_sensitive_list_keys":
+		return flag
+	case "memcache_ttl", "internal_queue_limit":
+		return number
+	case "memcache_servers", "network_zones":
+		return anyText
+	case "fsck_checksum":
+		return checksumMode
+	}
+	switch {
+	case strings.HasPrefix(key, "slave_"):
+		return textOrNothing
+	case strings.HasPrefix(key, "zone_"):
+		return netmasks
+	case strings.HasPrefix(key, "queue_"):
+		return anyText
+	}
+	return nil
+}
+
+func badFormat(format string, args ...any) *protocol.Error {
+	return &protocol.Error{Code: "invalid_format", Text: fmt.Sprintf(format, args...)}
+}
+
+func anyText(v string, given bool) (*string, error) {
+	if !given {
+		return nil, nil
+	}
+	return &v, nil
+}
+
+func textOrNothing(v string, _ bool) (*string, error) {
+	if v == "" {
+		return nil, nil
+	}
+	return &v, nil
+}
+
+func flag(v string, _ bool) (*string, error) {
+	begins := func(p string) bool { return len(v) >= len(p) && strings.EqualFold(v[:len(p)], p) }
+	no, yes := "0", "1"
+	switch {
+	case v == "", begins("0"), begins("f"), begins("off"), begins("n"):
+		return &no, nil
+	case begins("1"), begins("t"), begins("on"), begins("y"):
+		return &yes, nil
+	}
+	return nil, badFormat("Unknown format")
+}
+
+func number(v string, _ bool) (*string, error) {
+	if v == "" {
+		v = "0"
+	}
+	if strings.Trim(v, "0123456789") != "" {
+		return nil, badFormat("Must be numeric")
+	}
+	return &v, nil
+}
+
+func netmasks(v string, given bool) (*string, error) {
+	if !given {
+		return nil, nil
+	}
+	for _, mask := range strings.FieldsFunc(v, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) }) {
+		if !isNetmask(mask) {
+			return nil, badFormat("Must be netmasks such as 10.0.0.0/8, separated by commas or blanks: %.60q is none", mask)
+		}
+	}
+	return &v, nil
+}
+
+// isNetmask reports whether s is an IPv4 address, alone or followed by "/" and
+// a number of bits, or by "/" or ":" and a mask such as 255.0.0.0.
+func isNetmask(s string) bool {
+	i := strings.IndexAny(s, "/:")
+	if i < 0 {
+		a, err := netip.ParseAddr(s)
+		return err == nil && a.Is4()
+	}
+	a, err := netip.ParseAddr(s[:i])
+	if err != nil || !a.Is4() {
+		return false
+	}
+	if bits, err := strconv.ParseUint(s[i+1:], 10, 8); err == nil {
+		return s[i] == '/' && bits <= 32
+	}
+	m, err := netip.ParseAddr(s[i+1:])
+	if err != nil || !m.Is4() {
+		return false
+	}
+	b := m.As4()
+	inverse := ^(uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]))
+	return inverse&(inverse+1) == 0 // ones, then zeros
+}
+
+func checksumMode(v string, _ bool) (*string, error) {
+	if v == "class" {
+		return nil, nil
+	}
+	if _, ok := protocol.ParseHashType(v); !ok && v != "off" {
+		return nil, badFormat("Not a valid checksum algorithm")
+	}
+	return &v, nil
+}
+
+// setServerSetting writes or deletes a setting.
+func (t *Tracker) setServerSetting(ctx context.Context, q *query) error {
+	key := q.Get("key")
+	if key == "" {
+		return protocol.Err("bad_params")
+	}
+	rule := ruleOf(key)
+	if rule == nil {
+		return protocol.Err("not_writable")
+	}
+	if err := fits("The setting's name", key, maxSetting); err != nil {
+		return err
+	}
+	given, isGiven := q.Lookup("value")
+	if !utf8.ValidString(given) || strings.IndexByte(given, 0) >= 0 {
+		return badFormat("Must be valid UTF-8 without NUL")
+	}
+	value, err := rule(given, isGiven)
+	if err != nil {
+		return err
+	}
+	if err := t.store.SetSetting(ctx, key, value); err != nil {
+		return fmt.Errorf("set %s: %w", key, err)
+	}
+	if strings.HasPrefix(key, "slave_") {
+		if err := t.store.IncrementSetting(ctx, "slave_version"); err != nil {
+			return fmt.Errorf("increment slave_version: %w", err)
+		}
+	}
+	if strings.HasPrefix(key, "memcache_") {
+		t.log.Warn().Str("setting", key).Msg("memcached is not used: the setting is stored for other trackers only")
+	}
+	t.namespaceChanged(ctx)
+	return nil
+}
+
+// serverSetting reads any setting from the database.
+func (t *Tracker) serverSetting(ctx context.Context, q *query) error {
+	key := q.Get("key")
+	if key == "" {
+		return protocol.Err("bad_params")
+	}
+	value := ""
+	if fits("The setting's name", key, maxSetting) == nil {
+		var err error
+		if value, _, err = t.store.Setting(ctx, key); err != nil {
+			return fmt.Errorf("read setting %s: %w", key, err)
+		}
+	}
+	q.reply.Add("key", key)
+	q.reply.Add("value", value)
+	return nil
+}
+
+// serverSettings reads all settings but those in which fsck keeps its books.
+func (t *Tracker) serverSettings(ctx context.Context, q *query) error {
+	all, err := t.store.Settings(ctx)
+	if err != nil {
+		return fmt.Errorf("read settings: %w", err)
+	}
+	maps.DeleteFunc(all, func(key, _ string) bool {
+		return strings.HasPrefix(key, "fsck_") && key != "fsck_checksum"
+	})
+	if len(all) == 0 {
+		return nil
+	}
+	q.reply.AddInt("key_count", int64(len(all)))
+	for i, key := range slices.Sorted(maps.Keys(all)) {
+		n := strconv.Itoa(i + 1)
+		q.reply.Add("key_"+n, key)
+		q.reply.Add("value_"+n, all[key])
+	}
+	return nil
+}
