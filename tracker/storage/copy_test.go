@@ -93,6 +93,7 @@ func TestCopyFails(t *testing.T) {
 		cp     Copy
 		side   Side
 		landed bool
+		maybe  bool // whether it landed depends on what the sockets swallow
 		err    error
 	}{
 		{name: "source missing", src: status("GET", 404), side: SourceError, err: ErrMissing},
@@ -112,7 +113,10 @@ func TestCopyFails(t *testing.T) {
 			w.WriteHeader(400)
 			return true
 		}), cp: Copy{Want: sumOf(protocol.HashMD5, body)}, side: DestError, err: ErrUnreachable},
-		{name: "destination closes", dst: only("PUT", func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) }), side: DestError, err: ErrUnreachable},
+		{name: "destination closes", dst: only("PUT", func(_ http.ResponseWriter, r *http.Request) bool {
+			_, _ = io.CopyN(io.Discard, r.Body, 1000)
+			panic(http.ErrAbortHandler)
+		}), side: DestError, maybe: true, err: ErrUnreachable},
 		{name: "destination says nothing", dst: hang("PUT"), side: DestError, landed: true, err: ErrUnreachable},
 		{name: "destination loses it", dst: only("PUT", func(_ http.ResponseWriter, r *http.Request) bool {
 			_, _ = io.Copy(io.Discard, r.Body)
@@ -142,7 +146,7 @@ func TestCopyFails(t *testing.T) {
 			c := client(t, Options{CopyTimeout: 300 * time.Millisecond, NodeTimeout: 300 * time.Millisecond})
 			sum, err := c.Copy(t.Context(), cp)
 			var ce *CopyError
-			if !errors.As(err, &ce) || ce.Side != tt.side || ce.Landed != tt.landed || tt.err != nil && !errors.Is(err, tt.err) {
+			if !errors.As(err, &ce) || ce.Side != tt.side || ce.Landed != tt.landed && !tt.maybe || tt.err != nil && !errors.Is(err, tt.err) {
 				t.Fatalf("got %v, %+v; want %v, landed %v, %v", sum, err, tt.side, tt.landed, tt.err)
 			}
 			if !strings.HasPrefix(err.Error(), tt.side.String()+": ") {
