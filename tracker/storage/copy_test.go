@@ -240,7 +240,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // TestCopyMemory: what a copy needs does not grow with the file.
 func TestCopyMemory(t *testing.T) {
-	const size = 256 << 20
+	const size = 64 << 20
 	src, dst := startDaemon(t), startDaemon(t)
 	src.answer(func(w http.ResponseWriter, _ *http.Request) bool {
 		w.Header().Set("Content-Length", fmt.Sprint(size))
@@ -267,7 +267,7 @@ func TestCopyMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	runtime.ReadMemStats(&after)
-	if got := after.TotalAlloc - before.TotalAlloc; got > 16<<20 {
+	if got := after.TotalAlloc - before.TotalAlloc; got > 8<<20 {
 		t.Errorf("%d MiB were allocated to copy %d MiB", got>>20, size>>20)
 	}
 }
