@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -78,7 +79,7 @@ func (l *listener) starve(on bool) {
 	}
 	l.mu.Unlock()
 	if oldest != nil {
-		oldest.Close() //nolint:errcheck // nobody is left who could hear it
+		oldest.Close() // nobody is left who could hear it
 	}
 }
 
@@ -88,7 +89,7 @@ func (l *listener) fresh(c *conn) {
 	unwanted := l.draining
 	l.mu.Unlock()
 	if unwanted {
-		c.Close() //nolint:errcheck // nobody is left who could hear it
+		c.Close() // nobody is left who could hear it
 	}
 }
 
@@ -111,7 +112,7 @@ func (l *listener) waiting(c *conn) {
 	}
 	l.mu.Unlock()
 	if unwanted {
-		c.Close() //nolint:errcheck // nobody is left who could hear it
+		c.Close() // nobody is left who could hear it
 	}
 }
 
@@ -134,7 +135,7 @@ func (l *listener) drain() {
 		active := c.active
 		l.mu.Unlock()
 		if !active {
-			c.Close() //nolint:errcheck // nobody is left who could hear it
+			c.Close() // nobody is left who could hear it
 		}
 	})
 }
@@ -195,11 +196,14 @@ func (c *conn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Write writes all of p, each part of it before the listener's timeout.
+// Write writes all of p, as long as the client takes some of it within the
+// listener's timeout. A refusal that did not come from a handler is put in the
+// form of every other answer.
 func (c *conn) Write(p []byte) (int, error) {
 	if !c.answering.Load() {
-		if own := ownRefusal(p, c.overflow); own != nil {
-			if _, err := c.write(own); err != nil {
+		if status := ownRefusal(p, c.overflow); status != 0 {
+			c.from.meter.request("", status, 0, 0)
+			if _, err := c.write(rawAnswer(status)); err != nil {
 				return 0, err
 			}
 			return len(p), nil
@@ -261,25 +265,23 @@ func lengthOverflows(b []byte) bool {
 	return false
 }
 
-// ownRefusal replaces a refusal which net/http wrote by itself, so that every
-// answer of the data plane has the same form: header blocks that are too large
-// get 400 as garbage does, lengths that overflow 507. It is nil where b is no
-// such refusal.
-func ownRefusal(b []byte, overflow bool) []byte {
+// ownRefusal recognizes a refusal that net/http wrote by itself, and says which
+// status it should have: header blocks that are too large get 400 as garbage
+// does, lengths that overflow 507. It is 0 where b is no such refusal.
+func ownRefusal(b []byte, overflow bool) int {
 	const version = "HTTP/1.1 "
 	if len(b) < len(version)+3 || string(b[:len(version)]) != version {
-		return nil
+		return 0
 	}
 	code, err := offset(string(b[len(version) : len(version)+3]))
-	if err != nil || code < 400 {
-		return nil
+	switch status := int(code); {
+	case err != nil || status < 400:
+		return 0
+	case status == http.StatusRequestHeaderFieldsTooLarge:
+		return http.StatusBadRequest
+	case status == http.StatusBadRequest && overflow:
+		return http.StatusInsufficientStorage
+	default:
+		return status
 	}
-	status := int(code)
-	switch {
-	case status == 431:
-		status = 400
-	case status == 400 && overflow:
-		status = 507
-	}
-	return rawAnswer(status)
 }

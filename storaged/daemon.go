@@ -64,7 +64,8 @@ func New(o Options) (_ *Daemon, err error) {
 	}()
 	d.docroot, err = volume.OpenDocroot(o.Docroot, volume.Options{
 		FS: o.FS, Durability: o.Durability, RequireMount: o.RequireMount, StuckAfter: o.StuckAfter,
-		ClusterID: o.ClusterID, Now: o.Now, Log: o.Log,
+		UsageMaxAge: max(volume.DefaultUsageMaxAge, 4*o.UsageInterval),
+		ClusterID:   o.ClusterID, Now: o.Now, Log: o.Log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("storage daemon: %w", err)
@@ -153,7 +154,11 @@ func (d *Daemon) Ready(context.Context) error {
 // then stops listening, lets what is in progress finish within the drain
 // timeout, and returns nil. It may be called once.
 func (d *Daemon) Run(ctx context.Context) error {
-	defer d.Close() //nolint:errcheck // what matters was flushed when it was answered
+	defer func() {
+		if err := d.Close(); err != nil { // what matters was flushed when it was answered
+			d.log.Warn().Err(err).Msg("devices could not be closed")
+		}
+	}()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stop, cut := context.WithCancel(context.WithoutCancel(ctx))
@@ -163,6 +168,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	// out how full they are. Disks that hang are not waited for.
 	d.usage.first(ctx)
 
+	d.ready.Store(true)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		select {
@@ -200,7 +206,6 @@ func (d *Daemon) Run(ctx context.Context) error {
 		close(d.side.ended)
 		return errors.Join(err, side.Wait())
 	})
-	d.ready.Store(true)
 	return g.Wait()
 }
 

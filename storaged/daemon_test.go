@@ -380,7 +380,11 @@ func TestMetrics(t *testing.T) {
 	d.get("/dev1/x")
 	d.get("/dev1/y")
 	d.do("BREW /dev1/x HTTP/1.1\nHost: x\n\n")
-	eventually(t, "all is counted", func() bool { return metric(t, d, "mogile_storaged_requests_total") == 4 })
+	d.do("garbage\n\n")
+	d.side().send("size /dev1/x\nMD5 /dev1/x\nbogus\n")
+	eventually(t, "all is counted", func() bool {
+		return metric(t, d, "mogile_storaged_requests_total") == 5 && metric(t, d, "mogile_storaged_commands_total") == 3
+	})
 	for _, c := range []struct {
 		name   string
 		labels []string
@@ -390,6 +394,9 @@ func TestMetrics(t *testing.T) {
 		{"mogile_storaged_requests_total", []string{"GET", "200"}, 1},
 		{"mogile_storaged_requests_total", []string{"GET", "404"}, 1},
 		{"mogile_storaged_requests_total", []string{"other", "405"}, 1},
+		{"mogile_storaged_requests_total", []string{"other", "400"}, 1},
+		{"mogile_storaged_commands_total", []string{"MD5"}, 1},
+		{"mogile_storaged_commands_total", []string{"invalid"}, 1},
 		{"mogile_storaged_received_bytes_total", nil, 5},
 		{"mogile_storaged_sent_bytes_total", nil, 5},
 		{"mogile_device_sick", []string{"1"}, 0},

@@ -44,7 +44,7 @@ func TestFullDisk(t *testing.T) {
 	} {
 		c := dial(t, d.HTTPAddr())
 		c.send("%s", head)
-		go c.Write(large) //nolint:errcheck // it is not read to its end
+		go c.Write(large) // it is not read to its end
 		if r := c.receive("PUT"); r.StatusCode != 507 || !r.Close {
 			t.Errorf("%s: %s", name, r.Status)
 		}
@@ -274,7 +274,7 @@ func TestUsage(t *testing.T) {
 		t.Errorf("total %d, want %d + %d", total, used, available)
 	}
 	near := func(a, b int64) bool { return max(a-b, b-a) < 1<<20 } // other tests write
-	if bs := fs.Bsize; !near(used, int64(fs.Blocks-fs.Bfree)*bs/1024) || !near(available, int64(fs.Bavail)*bs/1024) {
+	if bs := int64(fs.Bsize); !near(used, int64(fs.Blocks-fs.Bfree)*bs/1024) || !near(available, int64(fs.Bavail)*bs/1024) {
 		t.Errorf("used %d, available %d; the system says %+v", used, available, fs)
 	}
 	if use := number("use"); use > 100 || use < used*100/total {

@@ -412,12 +412,12 @@ func TestBrokenUpload(t *testing.T) {
 			for name, begin := range map[string]string{"length": length, "chunked": chunk} {
 				c := dial(t, d.HTTPAddr())
 				c.send("%s", begin)
-				io.WriteString(c, part) //nolint:errcheck // seen below
+				io.WriteString(c, part) // seen below
 				c.Close()
 
 				c = dial(t, d.HTTPAddr())
 				c.send("%s", begin)
-				io.WriteString(c, part) //nolint:errcheck // seen below
+				io.WriteString(c, part) // seen below
 				c.CloseWrite()
 				if r := c.receive("PUT"); r.StatusCode != 400 || !c.closed() {
 					t.Errorf("%s, half closed: %s", name, r.Status)
@@ -425,13 +425,13 @@ func TestBrokenUpload(t *testing.T) {
 
 				c = dial(t, d.HTTPAddr())
 				c.send("%s", begin)
-				io.WriteString(c, part) //nolint:errcheck // seen below
+				io.WriteString(c, part) // seen below
 				c.SetLinger(0)
 				c.Close()
 
 				c = dial(t, d.HTTPAddr())
 				c.send("%s", begin)
-				io.WriteString(c, part) //nolint:errcheck // seen below
+				io.WriteString(c, part) // seen below
 				if r := c.receive("PUT"); r.StatusCode != 408 || !c.closed() {
 					t.Errorf("%s, silent: %s", name, r.Status)
 				}
@@ -630,7 +630,7 @@ func TestExpectContinue(t *testing.T) {
 	if line, err := c.r.ReadString('\n'); err != nil || line != "HTTP/1.1 100 Continue\r\n" {
 		t.Fatalf("%q, %v", line, err)
 	}
-	c.r.ReadString('\n') //nolint:errcheck // the empty line
+	c.r.ReadString('\n') // the empty line
 	c.send("hello")
 	if r := c.receive("PUT"); r.StatusCode != 201 {
 		t.Error(r.Status)
@@ -754,7 +754,7 @@ func FuzzHTTP(f *testing.F) {
 	d := start(f, Options{ClientTimeout: 200 * time.Millisecond}, 1)
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		c := dial(t, d.HTTPAddr())
-		c.Write(raw) //nolint:errcheck // it may be refused before its end
+		c.Write(raw) // it may be refused before its end
 		c.CloseWrite()
 		if _, err := io.Copy(io.Discard, c.r); os.IsTimeout(err) {
 			t.Error("the connection stays open")

@@ -69,6 +69,8 @@ type server struct {
 	buffers  *buffers
 	meter    *meter
 	log      zerolog.Logger
+
+	conns sync.WaitGroup // connections that net/http has not let go of
 }
 
 type connKey struct{}
@@ -98,6 +100,7 @@ func (s *server) serve(ctx, stop context.Context) error {
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- hs.Serve(s.listener) }()
+	defer s.conns.Wait()
 	select {
 	case err := <-failed:
 		return fmt.Errorf("serve HTTP on %s: %w", s.listener.Addr(), errors.Join(err, hs.Close()))
@@ -119,6 +122,7 @@ func (s *server) connState(nc net.Conn, state http.ConnState) {
 	c := nc.(*conn)
 	switch state {
 	case http.StateNew:
+		s.conns.Add(1)
 		s.listener.fresh(c)
 	case http.StateActive:
 		s.listener.active(c)
@@ -126,6 +130,8 @@ func (s *server) connState(nc net.Conn, state http.ConnState) {
 		c.answering.Store(false)
 		c.overflow = false
 		s.listener.waiting(c)
+	case http.StateClosed:
+		s.conns.Done()
 	}
 }
 
@@ -152,18 +158,19 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	ctx := context.WithoutCancel(r.Context())
 	a := s.handler.serve(ctx, req)
 	if a.file != nil {
-		defer a.file.Close() //nolint:errcheck // opened for reading
+		defer a.file.Close() // opened for reading
 	}
 	sent, err := s.send(ctx, w, r.Method == http.MethodHead, &a)
 	s.meter.request(r.Method, a.status, body.n, sent)
 	s.report(r, &a, err)
 }
 
-// send writes the answer, and says how much of its body went out.
+// send writes the answer, and says how much of its body went out. The error is
+// the client's; the disk's goes to the answer.
 func (s *server) send(ctx context.Context, w http.ResponseWriter, isHead bool, a *answer) (int64, error) {
 	if a.file == nil || isHead {
 		s.writeHead(w, a)
-		if isHead {
+		if isHead || len(a.text) == 0 {
 			return 0, nil
 		}
 		n, err := w.Write(a.text)
@@ -193,7 +200,8 @@ func (s *server) send(ctx context.Context, w http.ResponseWriter, isHead bool, a
 	for sent < a.size {
 		n, err := readFull(a.file, buf[:min(bufferSize, a.size-sent)], a.off+sent)
 		if err != nil {
-			return sent, err // net/http closes a connection whose answer is too short
+			a.err = err // net/http closes a connection whose answer is too short
+			return sent, nil
 		}
 		n, err = w.Write(buf[:n])
 		sent += int64(n)
@@ -208,7 +216,8 @@ func (s *server) send(ctx context.Context, w http.ResponseWriter, isHead bool, a
 // taking it to user space.
 func (s *server) sendFile(ctx context.Context, w http.ResponseWriter, a *answer, f *os.File, sent int64) (int64, error) {
 	if _, err := f.Seek(a.off+sent, io.SeekStart); err != nil {
-		return 0, err
+		a.err = err
+		return 0, nil
 	}
 	var total int64
 	for left := a.size - sent; left > 0; left = a.size - sent - total {
@@ -216,16 +225,18 @@ func (s *server) sendFile(ctx context.Context, w http.ResponseWriter, a *answer,
 		// Sending waits for the network alone: what may wait for the disk
 		// goes through the volume.
 		if err := a.file.Prefetch(ctx, a.off+sent+total, piece); err != nil {
-			return total, err
+			a.err = err
+			return total, nil
 		}
 		// net/http hands this to the connection's ReadFrom.
 		n, err := w.(io.ReaderFrom).ReadFrom(&io.LimitedReader{R: f, N: piece})
 		total += n
-		if err == nil && n < piece {
-			err = io.ErrUnexpectedEOF
-		}
-		if err != nil {
+		switch {
+		case err != nil:
 			return total, err
+		case n < piece:
+			a.err = io.ErrUnexpectedEOF
+			return total, nil
 		}
 	}
 	return total, nil
@@ -269,10 +280,11 @@ func (s *server) writeHead(w http.ResponseWriter, a *answer) {
 	w.WriteHeader(a.status)
 }
 
-// report logs what an operator has to know. A client that goes away, and what
-// the answer's status says already, is for debugging.
+// report logs what an operator has to know. Clients that go away are for
+// debugging, as are disks that are full, do not answer or are refused: these
+// are told once, where that is noticed, not with each request.
 func (s *server) report(r *http.Request, a *answer, sendErr error) {
-	if a.status >= 500 && a.status != http.StatusInsufficientStorage && a.err != nil {
+	if a.err != nil && statusOf(a.err) == http.StatusInternalServerError {
 		s.log.Error().Err(a.err).Str("method", r.Method).Str("path", r.URL.Path).Int("status", a.status).Msg("request failed")
 		return
 	}
@@ -301,7 +313,7 @@ func (b *body) extend() {
 		return
 	}
 	b.until = now.Add(b.timeout)
-	b.conn.SetReadDeadline(b.until) //nolint:errcheck // fails only where Read does
+	b.conn.SetReadDeadline(b.until) // fails only where Read does
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -315,7 +327,7 @@ func (b *body) Read(p []byte) (int, error) {
 		// The next deadline is that of the idle connection. Until the answer
 		// is out net/http watches for the client to go away, which must not
 		// time out.
-		b.conn.SetReadDeadline(time.Time{}) //nolint:errcheck // see extend
+		b.conn.SetReadDeadline(time.Time{}) // see extend
 		return n, io.EOF
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return n, fmt.Errorf("%w: %w", errSlowBody, err)
@@ -343,7 +355,7 @@ func statusLine(status int) string {
 	return strconv.Itoa(status) + " " + http.StatusText(status)
 }
 
-// rawAnswer is an answer without a body that closes the connection, as it goes
+// rawAnswer is an answer without a body that ends the connection, as it goes
 // over the wire.
 func rawAnswer(status int) []byte {
 	line := statusLine(status)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"net"
+	"net/http"
 	"strconv"
 	"sync"
 	"time"
@@ -56,9 +57,9 @@ func (s *sideChannel) serve(ctx, stop context.Context) error {
 	}
 	<-accepting
 	// No connection gets further input, but each answers what it has.
-	s.listener.each(func(c *conn) { c.SetReadDeadline(time.Unix(1, 0)) }) //nolint:errcheck // a closed one is as good
+	s.listener.each(func(c *conn) { c.SetReadDeadline(time.Unix(1, 0)) }) // a closed one is as good
 	cut := context.AfterFunc(stop, func() {
-		s.listener.each(func(c *conn) { c.Close() }) //nolint:errcheck // cut off
+		s.listener.each(func(c *conn) { c.Close() }) // cut off
 	})
 	defer cut()
 	conns.Wait()
@@ -101,7 +102,7 @@ func isTemporary(err error) bool {
 
 // converse answers one connection.
 func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
-	defer c.Close()         //nolint:errcheck // nobody is left who could hear it
+	defer c.Close()         // nobody is left who could hear it
 	c.answering.Store(true) // this is no HTTP
 	r := bufio.NewReaderSize(c, maxSideLine)
 	for {
@@ -128,7 +129,7 @@ func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
 			return
 		}
 		reply, err := s.reply(stop, cmd)
-		if err != nil {
+		if err != nil && statusOf(err) == http.StatusInternalServerError { // see server.report
 			s.log.Error().Err(err).Str("command", cmd.word).Str("uri", cmd.uri).Msg("side channel request failed")
 		}
 		if reply == "" {
@@ -231,7 +232,7 @@ func (s *sideChannel) digest(ctx context.Context, c command) (protocol.Checksum,
 	h := c.hash.New()
 	if t.name == usageName {
 		use, err := v.Usage()
-		io.WriteString(h, use.String()) //nolint:errcheck // hashes do not fail
+		io.WriteString(h, use.String()) // hashes do not fail
 		return protocol.Checksum{Type: c.hash, Sum: h.Sum(nil)}, 0, err
 	}
 	f, err := v.Open(ctx, t.name)
@@ -242,7 +243,7 @@ func (s *sideChannel) digest(ctx context.Context, c command) (protocol.Checksum,
 	default:
 		return protocol.Checksum{}, 0, err
 	}
-	defer f.Close() //nolint:errcheck // opened for reading
+	defer f.Close() // opened for reading
 	s.meter.digests.Inc()
 	defer s.meter.digests.Dec()
 	buf := s.buffers.get()
@@ -289,7 +290,7 @@ func (s *sideChannel) watch(ctx context.Context, c *conn) {
 	groups, leave := s.disks.subscribe()
 	defer leave()
 	if groups == nil {
-		c.Write([]byte("ERR iostat unavailable\r\n")) //nolint:errcheck // the connection ends here
+		c.Write([]byte("ERR iostat unavailable\r\n")) // the connection ends here
 		return
 	}
 	for {

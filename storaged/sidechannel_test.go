@@ -105,7 +105,7 @@ func TestSideChannelPipelining(t *testing.T) {
 		fmt.Fprintf(&want, "%s MD5=5eb63bbbe01eeed093cb22bb8f5acdc3\r\n\r\n%s 11\r\nERROR: unknown command: bogus%d\r\n", fid42, fid42, i)
 	}
 	c := d.side()
-	go io.WriteString(c, all.String()) //nolint:errcheck // seen by what is read
+	go io.WriteString(c, all.String()) // seen by what is read
 	got := make([]byte, want.Len())
 	if _, err := io.ReadFull(c, got); err != nil || string(got) != want.String() {
 		t.Errorf("%q, %v", got, err)
@@ -142,7 +142,7 @@ func TestSideChannelLongLine(t *testing.T) {
 	if got := c.line(); !strings.HasSuffix(got, " -1") {
 		t.Errorf("a long line: %.100q", got)
 	}
-	io.WriteString(c, strings.Repeat("a", maxSideLine+1)) //nolint:errcheck // it may close before all is written
+	io.WriteString(c, strings.Repeat("a", maxSideLine+1)) // it may close before all is written
 	if !c.closed() {
 		t.Error("an endless line: stays open")
 	}
@@ -337,7 +337,7 @@ func FuzzSideChannel(f *testing.F) {
 			}
 		}
 		c := dial(t, d.MgmtAddr())
-		io.WriteString(c, raw) //nolint:errcheck // seen by what is read
+		io.WriteString(c, raw) // seen by what is read
 		c.CloseWrite()
 		answer, err := io.ReadAll(c.r)
 		if got := strings.Count(string(answer), "\r\n"); err != nil || got != want || !strings.HasSuffix("\r\n"+string(answer), "\r\n") {

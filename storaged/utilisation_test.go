@@ -113,7 +113,7 @@ func TestUtilisation(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer docroot.Close() //nolint:errcheck // simulated
+		defer docroot.Close() // simulated
 		o, err := Options{ProcFS: k.proc, SysFS: k.sys, Log: zerolog.Nop()}.withDefaults()
 		if err != nil {
 			t.Fatal(err)
