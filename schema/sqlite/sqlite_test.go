@@ -83,11 +83,11 @@ func (db *database) OneProcess() {}
 
 func (db *database) Exec(t testing.TB, query string) {
 	t.Helper()
-	exec(t, db.o, query)
+	execSQL(t, db.o, query)
 }
 
-// exec runs a statement beside the store.
-func exec(t testing.TB, o Options, query string) {
+// execSQL runs a statement beside the store.
+func execSQL(t testing.TB, o Options, query string) {
 	t.Helper()
 	if err := o.fill(); err != nil {
 		t.Fatal(err)

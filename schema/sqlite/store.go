@@ -74,11 +74,11 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	}
 	s.readers.SetMaxOpenConns(o.Readers)
 	s.readers.SetMaxIdleConns(o.Readers)
-	if s.writer, err = openWriter(ctx, o); err != nil {
-		return nil, fmt.Errorf("open %s: %w", o.Path, err)
-	}
 	if err := s.checkVersion(ctx); err != nil {
 		return nil, err
+	}
+	if s.writer, err = openWriter(ctx, o); err != nil {
+		return nil, fmt.Errorf("open %s: %w", o.Path, err)
 	}
 	if err := s.raiseFIDs(ctx); err != nil {
 		return nil, err

@@ -245,15 +245,22 @@ func checkRaceCloseOnce(e *env) {
 	for round := range scale(e, 10) {
 		key := fmt.Sprint(round)
 		fid := e.open(key)
+		e.advance(2 * time.Hour)
 		var closed, discarded atomic.Int64
 		parallel(12, func(i int) {
+			s := stores[i%2]
 			var err error
-			if i%3 == 0 {
-				if err = stores[i%2].DiscardUpload(e.ctx, fid, 1); err == nil {
+			switch i % 4 {
+			case 0:
+				if err = s.DiscardUpload(e.ctx, fid, 1); err == nil {
 					discarded.Add(1)
 				}
-			} else {
-				if err = stores[i%2].CloseFile(e.ctx, e.closing(fid, key)); err == nil {
+			case 1:
+				var x schema.Expired
+				x, err = s.ExpireTempfiles(e.ctx, time.Hour, 10)
+				discarded.Add(int64(x.Discard))
+			default:
+				if err = s.CloseFile(e.ctx, e.closing(fid, key)); err == nil {
 					closed.Add(1)
 				}
 			}
