@@ -117,3 +117,13 @@ func query[T any](t testing.TB, dsn, sql string, args ...any) T {
 }
 
 func TestStore(t *testing.T) { storetest.Run(t, fresh) }
+
+// BenchmarkStore is on a server with fsync, as real ones are.
+func BenchmarkStore(b *testing.B) {
+	server := pgtest.Start(b, pgtest.ServerOptions{})
+	storetest.Bench(b, func(t testing.TB, o storetest.Options) storetest.Database {
+		d := database{server.Database(t, ""), o.ClockOffset}
+		migrate(t, d.dsn, schema.MigrateOptions{Unseal: true})
+		return d
+	})
+}

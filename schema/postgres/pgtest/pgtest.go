@@ -38,7 +38,6 @@ var shared struct {
 	once   sync.Once
 	server *Server
 	err    error
-	mu     sync.Mutex // held while a database is created: a template has one user
 }
 
 // databases counts the databases made, for their names.
@@ -79,21 +78,7 @@ func Database(t testing.TB, options string) string {
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
-	name := fmt.Sprintf("test_%d", databases.Add(1))
-	shared.mu.Lock()
-	err := shared.server.exec(`CREATE DATABASE ` + name + ` ` + options)
-	shared.mu.Unlock()
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		// A connection that a test left open must not keep the database.
-		err := shared.server.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '` + name + `'`)
-		if err = errors.Join(err, shared.server.exec(`DROP DATABASE `+name)); err != nil {
-			t.Logf("drop %s: %v", name, err)
-		}
-	})
-	return shared.server.dsn(name)
+	return shared.server.Database(t, options)
 }
 
 // ServerOptions describe a server of its own.
@@ -110,6 +95,8 @@ type Server struct {
 	port     int
 	settings map[string]string
 	guard    *guard
+
+	creating sync.Mutex // held while a database is created: a template has one user
 
 	mu     sync.Mutex // guards cmd and exited
 	cmd    *exec.Cmd  // nil while it is down
@@ -130,6 +117,27 @@ func Start(t testing.TB, o ServerOptions) *Server {
 
 // DSN is the connection string of the server's database "postgres".
 func (s *Server) DSN() string { return s.dsn("postgres") }
+
+// Database is the connection string of a fresh database of the server, which is
+// dropped when the test ends.
+func (s *Server) Database(t testing.TB, options string) string {
+	t.Helper()
+	name := fmt.Sprintf("test_%d", databases.Add(1))
+	s.creating.Lock()
+	err := s.exec(`CREATE DATABASE ` + name + ` ` + options)
+	s.creating.Unlock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		// A connection that a test left open must not keep the database.
+		err := s.exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '` + name + `'`)
+		if err = errors.Join(err, s.exec(`DROP DATABASE `+name)); err != nil {
+			t.Logf("drop %s: %v", name, err)
+		}
+	})
+	return s.dsn(name)
+}
 
 // Kill ends every process of the server with SIGKILL, as a power failure
 // would, except that what the operating system holds is kept.
