@@ -281,3 +281,48 @@ func (m model) update(v *volume.Volume, rng *rand.Rand, name string) {
 	copy(data[off:], piece)
 	m.sure(name, data)
 }
+
+// TestUpdateCrash cuts the power while a file is written in place: its old sum
+// never stands beside new bytes.
+func TestUpdateCrash(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(40) {
+		synctest.Test(t, func(t *testing.T) {
+			disk := simulate(t, simdisk.Options{}, false)
+			d, v := openSim(t, disk, volume.Options{})
+			mustPut(t, v, name42, content(1, 20_000))
+			disk.Inject(simdisk.Fault{Ops: []simdisk.Op{simdisk.OpSync}, Skip: int(seed % 2), Hang: true})
+			go func() {
+				u, err := v.Update(context.Background(), name42)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				if _, err = u.WriteAt(content(2, 20_000), 0); err == nil {
+					err = u.Commit(context.Background())
+				}
+				if err == nil {
+					t.Error("acknowledged though the flush hangs")
+				}
+			}()
+			synctest.Wait()
+			disk = disk.Crash(rand.New(rand.NewPCG(seed, 7)))
+			synctest.Wait()
+			if err := d.Close(); err != nil && !errors.Is(err, simdisk.ErrGone) {
+				t.Error(err)
+			}
+			d, v = openSim(t, disk, volume.Options{})
+			f, err := v.Open(context.Background(), name42)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.Verify(context.Background()); err != nil && !errors.Is(err, volume.ErrNoSum) {
+				t.Errorf("seed %d: %v", seed, err)
+			}
+			f.Close()
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
