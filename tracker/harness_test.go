@@ -50,7 +50,8 @@ type fakeHost struct {
 	wg   sync.WaitGroup
 	done chan struct{}
 
-	hangs atomic.Bool // answers nothing
+	hangs    atomic.Bool // answers nothing
+	anything atomic.Bool // says that every file is there, of 5 bytes
 
 	mu    sync.Mutex // guards what follows
 	files map[string][]byte
@@ -198,6 +199,8 @@ func (h *fakeHost) talk(conn net.Conn) {
 		h.mu.Unlock()
 		answer := "ERROR: unknown command: " + words[0]
 		switch {
+		case words[0] == "size" && h.anything.Load():
+			answer = words[1] + " 5"
 		case words[0] == "size" && there:
 			answer = fmt.Sprintf("%s %d", words[1], len(content))
 		case words[0] == "size":
