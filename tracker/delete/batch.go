@@ -25,54 +25,89 @@ var lateChecks = [...]time.Duration{1, 6, 24}
 type batch struct {
 	w    *Worker
 	snap *cluster.Snapshot
-	held *work.Held
+
+	hasFile   map[protocol.FID]bool // it has a file row
+	locations map[protocol.FID][]protocol.DevID
 
 	mu   sync.Mutex // guards away
 	away map[protocol.DevID]bool
 }
 
-// begin locks the fids of leases and returns those whose fid was free; the
-// others are given back. A batch that is returned must be ended, with an error
-// too.
-func (w *Worker) begin(ctx context.Context, leases []*work.Lease) (*batch, []*work.Lease, error) {
-	snap := w.o.Cluster.Snapshot()
-	if snap == nil {
-		return nil, nil, errors.New("nothing is known of the cluster yet")
+// errNoCluster is the end of a batch that came before the first snapshot.
+var errNoCluster = errors.New("nothing is known of the cluster yet")
+
+// do works on leased rows: it locks their fids, reads what there is of them,
+// and calls each, under a context that ends when the locks are lost, for every
+// row whose fid was free. Rows whose fid was not, and, where ctx ends, those
+// that were not done with, are given back. Other errors leave rows to come back
+// when their leases are over.
+func (w *Worker) do(ctx context.Context, leases []*work.Lease, each func(context.Context, *batch, *work.Lease) error) error {
+	if len(leases) == 0 {
+		return nil
 	}
-	fids := make([]protocol.FID, 0, len(leases))
-	for _, l := range leases {
-		fids = append(fids, l.Job().FID)
+	defer func() {
+		for _, l := range leases {
+			l.End()
+		}
+	}()
+	err := w.locked(ctx, leases, each)
+	if ctx.Err() != nil {
+		return giveBack(ctx, leases, 0) // those that are done with have another token, or no row
 	}
-	held, err := w.o.Fids.TryLock(ctx, fids...)
+	return err
+}
+
+func (w *Worker) locked(ctx context.Context, leases []*work.Lease, each func(context.Context, *batch, *work.Lease) error) error {
+	b := &batch{w: w, snap: w.o.Cluster.Snapshot(), away: make(map[protocol.DevID]bool)}
+	if b.snap == nil {
+		return errNoCluster
+	}
+	held, err := w.o.Fids.TryLock(ctx, fidsOf(leases)...)
 	if err != nil {
-		return nil, nil, err
+		return err
 	}
-	b := &batch{w: w, snap: snap, held: held, away: make(map[protocol.DevID]bool)}
-	var mine []*work.Lease
-	var busy errgroup.Group
-	busy.SetLimit(batchSize)
+	defer func() {
+		if err := held.Release(ctx); errors.Is(err, schema.ErrUnavailable) {
+			w.o.Outage.Failed(err)
+		} else if err != nil {
+			w.o.Log.Warn().Err(err).Msg("fid locks not given back")
+		}
+	}()
+	var mine, busy []*work.Lease
 	for _, l := range leases {
 		if held.Has(l.Job().FID) {
 			mine = append(mine, l)
-			continue
+		} else {
+			busy = append(busy, l)
 		}
-		busy.Go(func() error { return l.GiveBack(ctx, work.LockedDelay) })
 	}
-	return b, mine, busy.Wait()
+	if err := giveBack(ctx, busy, work.LockedDelay); err != nil {
+		return err
+	}
+	under, cancel := held.Context(ctx)
+	defer cancel()
+	if err := b.read(under, fidsOf(mine)); err != nil {
+		return err
+	}
+	var g errgroup.Group
+	for _, l := range mine {
+		g.Go(func() error { return each(under, b, l) })
+	}
+	err = g.Wait()
+	if under.Err() != nil && ctx.Err() == nil { // the locks are lost
+		return giveBack(ctx, mine, work.LockedDelay)
+	}
+	return err
 }
 
-func (b *batch) end(ctx context.Context) {
-	if err := b.held.Release(ctx); errors.Is(err, schema.ErrUnavailable) {
-		b.w.o.Outage.Failed(err)
-	} else if err != nil {
-		b.w.o.Log.Warn().Err(err).Msg("fid locks not given back")
-	}
-}
-
-func endAll(leases []*work.Lease) {
+// giveBack makes rows due after delay, even where ctx has ended. Rows that are
+// no longer leased stay as they are.
+func giveBack(ctx context.Context, leases []*work.Lease, delay time.Duration) error {
+	var g errgroup.Group
 	for _, l := range leases {
-		l.End()
+		g.Go(func() error { return l.GiveBack(ctx, delay) })
 	}
+	return g.Wait()
 }
 
 func fidsOf(leases []*work.Lease) []protocol.FID {
@@ -161,58 +196,32 @@ func (b *batch) setAway(dev protocol.DevID) {
 
 // deleteFiles works on rows of file_to_delete2.
 func (w *Worker) deleteFiles(ctx context.Context, leases []*work.Lease) error {
-	if len(leases) == 0 {
-		return nil
-	}
-	defer endAll(leases)
-	b, leases, err := w.begin(ctx, leases)
-	if b == nil {
-		return err
-	}
-	defer b.end(ctx)
-	if err != nil {
-		return err
-	}
-	locked, cancel := b.held.Context(ctx)
-	defer cancel()
-	files, locations, err := b.read(locked, fidsOf(leases))
-	if err != nil {
-		return err
-	}
-	var g errgroup.Group
-	for _, l := range leases {
-		g.Go(func() error {
-			fid := l.Job().FID
-			if files[fid] {
-				w.o.Log.Error().Uint64("fid", uint64(fid)).Msg("file is queued for deletion but has a key, it stays")
-				_, err := w.o.Store.Finish(locked, []schema.Job{l.End()})
-				return err
-			}
-			err := b.deleteFile(locked, l, locations[fid])
-			if locked.Err() != nil {
-				return l.GiveBack(ctx, 0)
-			}
+	return w.do(ctx, leases, func(ctx context.Context, b *batch, l *work.Lease) error {
+		fid := l.Job().FID
+		if b.hasFile[fid] {
+			w.o.Log.Error().Uint64("fid", uint64(fid)).Msg("file is queued for deletion but has a key, it stays")
+			_, err := w.o.Store.Finish(ctx, []schema.Job{l.End()})
 			return err
-		})
-	}
-	return g.Wait()
+		}
+		return b.deleteFile(ctx, l, b.locations[fid])
+	})
 }
 
 // read finds which fids have a file row, and every fid's locations.
-func (b *batch) read(ctx context.Context, fids []protocol.FID) (map[protocol.FID]bool, map[protocol.FID][]protocol.DevID, error) {
-	rows, err := b.w.o.Store.FilesByFID(ctx, fids)
+func (b *batch) read(ctx context.Context, fids []protocol.FID) error {
+	files, err := b.w.o.Store.FilesByFID(ctx, fids)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the files of %d deletions: %w", len(fids), err)
+		return fmt.Errorf("read the files of %d deletions: %w", len(fids), err)
 	}
-	files := make(map[protocol.FID]bool, len(rows))
-	for _, f := range rows {
-		files[f.FID] = true
+	b.hasFile = make(map[protocol.FID]bool, len(files))
+	for _, f := range files {
+		b.hasFile[f.FID] = true
 	}
-	locations, err := b.w.o.Store.LocationsOf(ctx, fids)
+	b.locations, err = b.w.o.Store.LocationsOf(ctx, fids)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the locations of %d deletions: %w", len(fids), err)
+		return fmt.Errorf("read the locations of %d deletions: %w", len(fids), err)
 	}
-	return files, locations, nil
+	return nil
 }
 
 // deleteFile deletes every copy of a fid, and forgets it when none is left.
@@ -265,66 +274,33 @@ func (b *batch) deleteFile(ctx context.Context, l *work.Lease, devs []protocol.D
 }
 
 // deleteCopies works on rows of copy_to_delete. Each has a goroutine of its
-// own, so that those of a device that hangs hold up no others.
+// own, so that those of a device that hangs hold up no others; the store puts
+// calls that come at the same time into one statement.
 func (w *Worker) deleteCopies(ctx context.Context, leases []*work.Lease) error {
-	if len(leases) == 0 {
-		return nil
-	}
-	defer endAll(leases)
-	b, leases, err := w.begin(ctx, leases)
-	if b == nil {
-		return err
-	}
-	defer b.end(ctx)
-	if err != nil {
-		return err
-	}
-	locked, cancel := b.held.Context(ctx)
-	defer cancel()
-	files, locations, err := b.read(locked, fidsOf(leases))
-	if err != nil {
-		return err
-	}
-	var mu sync.Mutex // guards done
-	var done []schema.Job
-	var g errgroup.Group
-	for _, l := range leases {
-		g.Go(func() error {
-			job := l.Job()
-			again, err := b.deleteCopy(locked, job, slices.Contains(locations[job.FID], job.DevID), files[job.FID])
-			switch {
-			case locked.Err() != nil:
-				return l.GiveBack(ctx, 0)
-			case err != nil:
-				return err
-			case again > 0:
-				_, err = w.o.Store.Reschedule(locked, l.End(), again, work.Failed(job.FailCount))
-				return err
-			}
-			mu.Lock()
-			defer mu.Unlock()
-			done = append(done, l.End())
-			return nil
-		})
-	}
-	err = g.Wait()
-	if len(done) > 0 {
-		if _, ferr := w.o.Store.Finish(locked, done); ferr != nil {
-			err = errors.Join(err, fmt.Errorf("finish the deletion of %d copies: %w", len(done), ferr))
+	return w.do(ctx, leases, func(ctx context.Context, b *batch, l *work.Lease) error {
+		job := l.Job()
+		again, err := b.deleteCopy(ctx, job)
+		if err != nil {
+			return err
 		}
-	}
-	return err
+		if again > 0 {
+			_, err = w.o.Store.Reschedule(ctx, l.End(), again, work.Failed(job.FailCount))
+		} else {
+			_, err = w.o.Store.Finish(ctx, []schema.Job{l.End()})
+		}
+		return err
+	})
 }
 
 // deleteCopy deletes one copy of a fid, unless it is recorded. It returns when
 // to try again, 0 for never. An error is the end of ctx.
-func (b *batch) deleteCopy(ctx context.Context, job schema.Job, recorded, hasFile bool) (time.Duration, error) {
+func (b *batch) deleteCopy(ctx context.Context, job schema.Job) (time.Duration, error) {
 	if job.What != schema.Raw {
 		b.w.o.Log.Error().Uint64("fid", uint64(job.FID)).Uint32("devid", uint32(job.DevID)).Str("what", string(job.What)).
 			Msg("bytes of an unknown kind are to be deleted, a newer tracker must do it")
 		return b.w.copyDelay(job.FailCount), nil
 	}
-	if recorded {
+	if slices.Contains(b.locations[job.FID], job.DevID) {
 		b.w.metrics.copies.WithLabelValues(string(wanted)).Inc()
 		return 0, nil
 	}
@@ -332,7 +308,7 @@ func (b *batch) deleteCopy(ctx context.Context, job schema.Job, recorded, hasFil
 	switch {
 	case err != nil:
 		return 0, err
-	case r == missing && !hasFile && job.FailCount < len(lateChecks):
+	case r == missing && !b.hasFile[job.FID] && job.FailCount < len(lateChecks):
 		return lateChecks[job.FailCount] * b.w.o.TempfileAge, nil
 	case r.gone():
 		return 0, nil

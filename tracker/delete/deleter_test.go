@@ -332,9 +332,6 @@ func TestCopiesAreDeleted(t *testing.T) {
 		if n := r.store.Rows(schema.QueueCopyDelete); n != 0 {
 			t.Errorf("%d rows left", n)
 		}
-		if n := r.store.Calls("Finish"); n > 20 {
-			t.Errorf("%d statements for 401 rows", n)
-		}
 		for result, want := range map[string]float64{"deleted": 200, "wanted": 200, "forgotten": 1} {
 			if got := r.count("mogile_delete_copies_total", result); got != want {
 				t.Errorf("%v %s, want %v", got, result, want)

@@ -165,7 +165,7 @@ func TestWithDatabaseAndDaemons(t *testing.T) {
 		}
 		return n[q]
 	}
-	const files = 60
+	const files = 24
 	upload := func(n int) string {
 		content := strings.Repeat(strconv.Itoa(n), n*997)
 		key, class, dev := fmt.Sprint("key", n%files), schema.ClassID(n%2), protocol.DevID(n%4+1)

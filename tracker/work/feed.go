@@ -2,6 +2,7 @@ package work
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -173,7 +174,11 @@ func (f *Feed) settle(began time.Time, size int, jobs []schema.Job, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil {
-		f.o.Outage.Failed(err)
+		if errors.Is(err, schema.ErrUnavailable) {
+			f.o.Outage.Failed(err)
+		} else {
+			f.o.Log.Error().Err(err).Stringer("queue", f.o.Queue).Msg("no work could be claimed")
+		}
 		f.failures++
 		wait := min(f.o.Idle<<min(f.failures, 10), maxClaimWait)
 		f.nextClaim = time.Now().Add(f.jitter(wait))
@@ -288,8 +293,11 @@ func (f *Feed) renew(ctx context.Context) {
 
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err != nil && ctx.Err() == nil {
+	switch {
+	case errors.Is(err, schema.ErrUnavailable):
 		f.o.Outage.Failed(err)
+	case err != nil && ctx.Err() == nil:
+		f.o.Log.Error().Err(err).Stringer("queue", f.o.Queue).Int("leases", len(jobs)).Msg("leases not renewed")
 	}
 	for l := range f.renewing {
 		job, still := held[rowOf(l.job)]
