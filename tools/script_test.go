@@ -41,6 +41,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			c := protocoltest.NewCluster(t, 2, 3)
 			env.Values[clusterKey{}] = c
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // a second for every command otherwise
 			env.Setenv("MOGILE_TRACKERS", strings.Join(c.Addrs(), ","))
 			env.Setenv("TRACKER", c.Addrs()[0])
 			env.Setenv("MOGILE_DOMAIN", "test")
