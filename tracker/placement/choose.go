@@ -73,16 +73,34 @@ func distinctHostsFirst(devs []*cluster.Device, n int) []*cluster.Device {
 // devices with the largest free fraction, in random order with that fraction
 // as weight. Devices of weight 0 drop out.
 func emptiestFirst(devs []*cluster.Device, rng *rand.Rand) []*cluster.Device {
-	top := slices.Clone(devs)
-	// Among equally empty devices the cut must not always fall on the same ones.
-	rng.Shuffle(len(top), func(i, j int) { top[i], top[j] = top[j], top[i] })
-	slices.SortStableFunc(top, func(a, b *cluster.Device) int {
-		return cmp.Compare(b.FreeFraction(), a.FreeFraction())
-	})
-	if len(top) > topCandidates {
-		top = top[:topCandidates]
+	type lot struct {
+		dev  *cluster.Device
+		free float64
+		tie  uint64 // among equally empty devices the cut must not always fall on the same ones
 	}
-	return weighted(top, (*cluster.Device).FreeFraction, rng)
+	var top [topCandidates]lot // the emptiest so far, in order
+	n := 0
+	for _, d := range devs {
+		free := d.FreeFraction()
+		if free <= 0 || n == len(top) && free < top[n-1].free {
+			continue
+		}
+		l := lot{d, free, rng.Uint64()}
+		i, _ := slices.BinarySearchFunc(top[:n], l, func(a, b lot) int {
+			return cmp.Or(cmp.Compare(b.free, a.free), cmp.Compare(a.tie, b.tie))
+		})
+		if i == len(top) {
+			continue
+		}
+		n = min(n+1, len(top))
+		copy(top[i+1:n], top[i:])
+		top[i] = l
+	}
+	chosen := make([]*cluster.Device, n)
+	for i, l := range top[:n] {
+		chosen[i] = l.dev
+	}
+	return weighted(chosen, (*cluster.Device).FreeFraction, rng)
 }
 
 // ReadOrder orders the copies of a file for reading: in random order weighted
