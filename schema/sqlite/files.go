@@ -14,14 +14,15 @@ import (
 	"github.com/mogile/mogile/schema"
 )
 
-// maxKey and maxDevIDs are the widths of the columns dkey and devids.
+// Widths of the columns dkey and devids.
 const (
-	maxKey    = 255 // characters
-	maxDevIDs = 60  // bytes
+	maxKey       = 255  // characters, where MogileFS may use the database too
+	maxSealedKey = 1024 // bytes
+	maxDevIDs    = 60   // bytes
 )
 
-// checkKey refuses keys that no database holds.
-func checkKey(key string) error {
+// checkKey refuses keys that the database cannot hold.
+func (s *Store) checkKey(key string) error {
 	switch {
 	case key == "":
 		return &protocol.Error{Code: "invalid_key", Text: "Key is empty"}
@@ -29,7 +30,9 @@ func checkKey(key string) error {
 		return &protocol.Error{Code: "invalid_key", Text: "Key has a NUL character"}
 	case !utf8.ValidString(key):
 		return &protocol.Error{Code: "invalid_key", Text: "Key is not valid UTF-8"}
-	case utf8.RuneCountInString(key) > maxKey:
+	case s.sealed && len(key) > maxSealedKey:
+		return &protocol.Error{Code: "invalid_key", Text: fmt.Sprintf("Key is longer than %d bytes", maxSealedKey)}
+	case !s.sealed && utf8.RuneCountInString(key) > maxKey:
 		return &protocol.Error{Code: "invalid_key", Text: fmt.Sprintf("Key is longer than %d characters", maxKey)}
 	}
 	return nil
@@ -68,7 +71,7 @@ func (t *tx) raiseFIDs(high int64) error {
 func (s *Store) CreateTempfile(ctx context.Context, t schema.Tempfile) (_ protocol.FID, err error) {
 	defer wrap(&err, "create tempfile of key %q", t.Key)
 	if t.Key != "" { // it may be named at the close
-		if err := checkKey(t.Key); err != nil {
+		if err := s.checkKey(t.Key); err != nil {
 			return 0, err
 		}
 	}
@@ -168,7 +171,7 @@ func (t *tx) takeTempfile(fid protocol.FID) error {
 // both leave the upload open.
 func (s *Store) CloseFile(ctx context.Context, c schema.Close) (err error) {
 	defer wrap(&err, "close fid %d as key %q", c.FID, c.Key)
-	if err := checkKey(c.Key); err != nil {
+	if err := s.checkKey(c.Key); err != nil {
 		return err
 	}
 	return change(ctx, s, func(t *tx) error {
@@ -231,7 +234,7 @@ func (s *Store) DiscardUpload(ctx context.Context, fid protocol.FID, dev protoco
 // DeleteKey removes a key; see [schema.Files].
 func (s *Store) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (_ protocol.FID, err error) {
 	defer wrap(&err, "delete key %q of domain %d", key, dmid)
-	if checkKey(key) != nil {
+	if s.checkKey(key) != nil {
 		return 0, protocol.ErrUnknownKey
 	}
 	return write(ctx, s, func(t *tx) (protocol.FID, error) {
@@ -250,10 +253,10 @@ func (s *Store) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (_ 
 // RenameKey gives a file another key; see [schema.Files].
 func (s *Store) RenameKey(ctx context.Context, dmid schema.DMID, from, to string) (err error) {
 	defer wrap(&err, "rename key %q of domain %d to %q", from, dmid, to)
-	if err := checkKey(to); err != nil {
+	if err := s.checkKey(to); err != nil {
 		return err
 	}
-	if checkKey(from) != nil {
+	if s.checkKey(from) != nil {
 		return protocol.ErrUnknownKey
 	}
 	return change(ctx, s, func(t *tx) error {
@@ -302,7 +305,7 @@ func sortedDevices(list sql.NullString) []protocol.DevID {
 // FileByKey finds a closed file; see [schema.FileFinder].
 func (s *Store) FileByKey(ctx context.Context, dmid schema.DMID, key string) (_ schema.File, _ []protocol.DevID, err error) {
 	defer wrap(&err, "find key %q of domain %d", key, dmid)
-	if checkKey(key) != nil {
+	if s.checkKey(key) != nil {
 		return schema.File{}, nil, protocol.ErrUnknownKey
 	}
 	var f schema.File

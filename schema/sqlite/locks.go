@@ -11,13 +11,9 @@ import (
 
 // locks are the named locks. There is one process, so that they live in it.
 type locks struct {
-	mu   *sync.Mutex
+	mu   sync.Mutex
 	held map[string]struct{} // guarded by mu
 	lost chan struct{}       // closed with the store
-}
-
-func newLocks() locks {
-	return locks{mu: new(sync.Mutex), held: make(map[string]struct{}), lost: make(chan struct{})}
 }
 
 // lose gives all locks up. It may be called once.
@@ -64,7 +60,7 @@ func (s *Store) HoldLease(ctx context.Context, name, owner string, ttl time.Dura
 	defer wrap(&err, "hold lease %s", name)
 	return write(ctx, s, func(t *tx) (bool, error) {
 		now := s.now()
-		n, err := t.exec(`INSERT INTO lease (name, owner, expires) VALUES (?1, ?2, ?3)
+		n, err := t.exec(`INSERT INTO mogile_lease (name, owner, expires) VALUES (?1, ?2, ?3)
 			ON CONFLICT (name) DO UPDATE SET owner = excluded.owner, expires = excluded.expires
 			WHERE owner = excluded.owner OR expires <= ?4`, name, owner, later(now, ttl), now)
 		return n == 1, err
@@ -75,7 +71,7 @@ func (s *Store) HoldLease(ctx context.Context, name, owner string, ttl time.Dura
 func (s *Store) ReleaseLease(ctx context.Context, name, owner string) (err error) {
 	defer wrap(&err, "release lease %s", name)
 	return change(ctx, s, func(t *tx) error {
-		_, err := t.exec("DELETE FROM lease WHERE name = ? AND owner = ?", name, owner)
+		_, err := t.exec("DELETE FROM mogile_lease WHERE name = ? AND owner = ?", name, owner)
 		return err
 	})
 }
@@ -84,7 +80,7 @@ func (s *Store) ReleaseLease(ctx context.Context, name, owner string) (err error
 func (s *Store) RegisterTracker(ctx context.Context, tr schema.Tracker) (err error) {
 	defer wrap(&err, "register tracker %s", tr.Name)
 	return change(ctx, s, func(t *tx) error {
-		_, err := t.exec(`INSERT INTO tracker (name, address, version, lastseen) VALUES (?, ?, ?, ?)
+		_, err := t.exec(`INSERT INTO mogile_tracker (name, address, version, lastseen) VALUES (?, ?, ?, ?)
 			ON CONFLICT (name) DO UPDATE SET address = excluded.address, version = excluded.version, lastseen = excluded.lastseen`,
 			tr.Name, tr.Address, tr.Version, s.now())
 		return err
@@ -94,7 +90,7 @@ func (s *Store) RegisterTracker(ctx context.Context, tr schema.Tracker) (err err
 // Trackers lists the trackers; see [schema.Members].
 func (s *Store) Trackers(ctx context.Context) (trackers []schema.Tracker, err error) {
 	defer wrap(&err, "list trackers")
-	err = s.read(ctx, "SELECT name, address, version, lastseen FROM tracker ORDER BY name", nil, func(rows *sql.Rows) error {
+	err = s.read(ctx, "SELECT name, address, version, lastseen FROM mogile_tracker ORDER BY name", nil, func(rows *sql.Rows) error {
 		var t schema.Tracker
 		var seen int64
 		err := rows.Scan(&t.Name, &t.Address, &t.Version, &seen)

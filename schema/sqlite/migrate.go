@@ -15,8 +15,8 @@ import (
 )
 
 // migrations are applied in the order of their numbers, each once, and are
-// never edited once released. The table mogile_schema says how far a database
-// has come.
+// never edited once released. The row "version" of table mogile_meta
+// says how far a database has come.
 //
 //go:embed migrations/*.sql
 var migrations embed.FS
@@ -132,8 +132,9 @@ func plan(st state, m schema.MigrateOptions, apply func(step) error) (schema.Mig
 		return schema.Migration{}, fmt.Errorf("the database has seen migration %d of a newer mogile; this one knows %d", st.applied, len(files))
 	}
 	if st.applied == 0 {
-		steps = append(steps, step{"create table mogile_schema", []string{
-			"CREATE TABLE mogile_schema (version INT NOT NULL)", "INSERT INTO mogile_schema (version) VALUES (0)",
+		steps = append(steps, step{"create table mogile_meta", []string{
+			"CREATE TABLE mogile_meta (name VARCHAR(50) NOT NULL PRIMARY KEY, value TEXT)",
+			"INSERT INTO mogile_meta (name, value) VALUES ('version', '0')",
 		}})
 	}
 	for i, f := range files {
@@ -145,7 +146,7 @@ func plan(st state, m schema.MigrateOptions, apply func(step) error) (schema.Mig
 			return schema.Migration{}, err
 		}
 		steps = append(steps, step{"apply " + f.Name(), []string{
-			string(text), "UPDATE mogile_schema SET version = " + strconv.Itoa(i+1),
+			string(text), fmt.Sprintf("UPDATE mogile_meta SET value = '%d' WHERE name = 'version'", i+1),
 		}})
 	}
 	if !st.autoincrement {
@@ -192,8 +193,8 @@ func readState(ctx context.Context, tx *sql.Tx) (state, error) {
 	if text, ok := tables["tempfile"]; ok {
 		st.autoincrement = strings.Contains(strings.ToUpper(text), "AUTOINCREMENT")
 	}
-	if _, ok := tables["mogile_schema"]; ok {
-		if err := tx.QueryRowContext(ctx, "SELECT version FROM mogile_schema").Scan(&st.applied); err != nil {
+	if _, ok := tables["mogile_meta"]; ok {
+		if err := tx.QueryRowContext(ctx, "SELECT value FROM mogile_meta WHERE name = 'version'").Scan(&st.applied); err != nil {
 			return st, classify(ctx, err)
 		}
 	}
@@ -233,6 +234,7 @@ func mayUnseal(ctx context.Context, tx *sql.Tx) error {
 }
 
 // checkVersion refuses a database that Migrate has not seen, or not of late.
+// While it is open, nobody can change its version.
 func (s *Store) checkVersion(ctx context.Context) error {
 	tx, err := s.readers.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
@@ -250,5 +252,6 @@ func (s *Store) checkVersion(ctx context.Context) error {
 	if len(todo.Steps) > 0 {
 		return fmt.Errorf("%s lacks (parts of) the schema: run `mogile migrate --dsn sqlite:%s` first", s.o.Path, s.o.Path)
 	}
+	s.sealed = st.version == schema.VersionSealed
 	return nil
 }

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -100,6 +101,34 @@ func TestMigrateUnsealed(t *testing.T) {
 	o := Options{Path: filepath.Join(t.TempDir(), "new.db")}
 	if done := migrate(t, o, schema.MigrateOptions{Unseal: true}); done.Version != schema.VersionOpen {
 		t.Errorf("version is %d; want %d", done.Version, schema.VersionOpen)
+	}
+	s := open(t, o)
+	for n, want := range map[int]error{255: nil, 256: protocol.ErrInvalidKey} {
+		_, err := s.CreateTempfile(t.Context(), schema.Tempfile{DMID: 1, Key: strings.Repeat("ü", n)})
+		if !errors.Is(err, want) {
+			t.Errorf("key of %d characters: %v; want %v", n, err, want)
+		}
+	}
+}
+
+// TestUnsealLongKey keeps a database sealed that has a key which MogileFS could
+// not hold.
+func TestUnsealLongKey(t *testing.T) {
+	t.Parallel()
+	s := newStore(t, Options{})
+	key := strings.Repeat("k", 256)
+	fid, err := s.CreateTempfile(t.Context(), schema.Tempfile{DMID: 1, Key: key})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CloseFile(t.Context(), schema.Close{FID: fid, DMID: 1, Key: key, DevID: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Migrate(t.Context(), s.o, schema.MigrateOptions{Unseal: true}); err == nil || !strings.Contains(err.Error(), "keys over 255") {
+		t.Errorf("unsealing: %v; want a refusal", err)
 	}
 }
 
@@ -204,7 +233,7 @@ func TestOpenRefuses(t *testing.T) {
 	dir := t.TempDir()
 	newer := Options{Path: filepath.Join(dir, "newer.db")}
 	migrate(t, newer, schema.MigrateOptions{})
-	execSQL(t, newer, "UPDATE mogile_schema SET version = 99")
+	execSQL(t, newer, "UPDATE mogile_meta SET value = '99' WHERE name = 'version'")
 	older := Options{Path: filepath.Join(dir, "older.db")}
 	execSQL(t, older, "CREATE TABLE server_settings (field TEXT PRIMARY KEY, value TEXT); INSERT INTO server_settings VALUES ('schema_version', '12')")
 	empty := Options{Path: filepath.Join(dir, "empty.db")}

@@ -46,7 +46,8 @@ type Store struct {
 	running sync.RWMutex // held for reading by every call, so that Close waits
 	closed  bool         // guarded by running
 
-	locks locks
+	sealed bool // nothing that MogileFS would misread is refused
+	locks  locks
 }
 
 var _ schema.Store = (*Store)(nil)
@@ -60,7 +61,7 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 	if _, err := os.Stat(o.Path); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("there is no database at %s: make one with `mogile migrate --dsn sqlite:%s`", o.Path, o.Path)
 	}
-	s := &Store{o: o, locks: newLocks()}
+	s := &Store{o: o, locks: locks{held: make(map[string]struct{}), lost: make(chan struct{})}}
 	if s.lock, err = lockFile(o.Path); err != nil {
 		return nil, err
 	}

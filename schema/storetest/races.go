@@ -35,7 +35,7 @@ func isCanceled(err error) bool { return errors.Is(err, context.Canceled) }
 func checkRaceOneKey(e *env) {
 	const clients = 64
 	seed := seed(e)
-	rounds := scale(e, 6)
+	rounds := scale(e, 3)
 	stores := []schema.Store{e.Store, e.db.Open(e)}
 	var mu sync.Mutex
 	acked := make(map[protocol.FID]bool)   // closed
@@ -188,7 +188,7 @@ func checkRaceDeleteDomain(e *env) {
 // a statement with it.
 func checkRaceBadKey(e *env) {
 	bad := slices.Collect(func(yield func(string) bool) {
-		for _, k := range badKeys {
+		for _, k := range e.badKeys() {
 			if !yield(k) {
 				return
 			}

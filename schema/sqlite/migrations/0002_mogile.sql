@@ -12,7 +12,7 @@ CREATE TABLE copy_to_delete (
 CREATE INDEX copy_to_delete_nexttry ON copy_to_delete (nexttry);
 
 -- Trackers that registered.
-CREATE TABLE tracker (
+CREATE TABLE mogile_tracker (
     name     TEXT NOT NULL PRIMARY KEY,
     address  TEXT NOT NULL,
     version  TEXT NOT NULL,
@@ -20,7 +20,7 @@ CREATE TABLE tracker (
 ) WITHOUT ROWID;
 
 -- What must run once, and who runs it.
-CREATE TABLE lease (
+CREATE TABLE mogile_lease (
     name    TEXT NOT NULL PRIMARY KEY,
     owner   TEXT NOT NULL,
     expires INT NOT NULL
