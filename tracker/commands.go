@@ -104,7 +104,8 @@ func (t *Tracker) answerLine(ctx context.Context, c *conn, line []byte, out []by
 	began := t.now()
 	text := string(line)
 	c.place.line = text
-	worker, err := t.queries.acquire(ctx, &c.place)
+	defer c.forget()
+	worker, err := t.queries.acquire(&c.place)
 	if err != nil {
 		return nil, err
 	}
@@ -138,6 +139,20 @@ func (t *Tracker) answerLine(ctx context.Context, c *conn, line []byte, out []by
 	cmd.metrics.Answered(code, done.Sub(began))
 	t.recent.add(recentQuery{from: c.from, line: text, elapsed: done.Sub(began), worked: done.Sub(started)})
 	return out, nil
+}
+
+// keepReply is the largest reply, in fields, whose memory a connection keeps.
+const keepReply = 64
+
+// forget lets go of what the last request was made of.
+func (c *conn) forget() {
+	c.place.line = ""
+	reply := c.query.reply
+	clear(reply)
+	if cap(reply) > keepReply {
+		reply = nil
+	}
+	c.query = query{reply: reply[:0], rng: c.query.rng}
 }
 
 // protect runs a command and turns a panic into an error: a bug in one command

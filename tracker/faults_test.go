@@ -217,7 +217,7 @@ func TestRequestsBeforeTheFirstRoundWait(t *testing.T) {
 		t.Errorf("!want answers %q, want %q", got, want)
 	}
 	for name := range console.jobs() {
-		if !strings.HasPrefix(name, "monitor ") && !strings.HasPrefix(name, "job_master ") && !strings.HasPrefix(name, "replicate ") && !strings.HasPrefix(name, "delete ") {
+		if !strings.HasPrefix(name, "monitor ") {
 			t.Errorf("before the first round !jobs has %q", name)
 		}
 	}
@@ -226,6 +226,20 @@ func TestRequestsBeforeTheFirstRoundWait(t *testing.T) {
 		if got := c.line(); got != want {
 			t.Errorf("answer is %q, want %q", got, want)
 		}
+	}
+}
+
+func TestStoppingBeforeTheFirstRoundWaitsForNothing(t *testing.T) {
+	t.Parallel()
+	s := &shaky{Store: openStore(t), free: make(chan struct{})}
+	s.away.Store(true)
+	e := startOn(t, newFarm(t, 1, 1), s, func(o *tracker.Options) { o.DrainTimeout = time.Hour })
+	c, console := e.dial(), e.dial()
+	c.send("noop\r\n")
+	e.eventually("the request waits", func() bool { return console.console("!stats")[1] == "pending_queries 1\r\n" })
+	e.end()
+	if rest, err := io.ReadAll(c.r); err != nil || len(rest) != 0 {
+		t.Errorf("the request that waited is answered %q, %v", rest, err)
 	}
 }
 

@@ -1,7 +1,7 @@
 package tracker
 
 import (
-	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"sync"
@@ -21,6 +21,7 @@ type queryWorkers struct {
 
 	mu      sync.Mutex // guards all below
 	opened  bool
+	stopped bool
 	desired int
 	idle    []int        // numbers, most recently used last: it is taken first
 	busy    map[int]bool // numbers at work; true: is replaced when its request is done
@@ -34,7 +35,7 @@ type queryWorkers struct {
 type ticket struct {
 	line    string
 	from    netip.Addr
-	granted chan int // of capacity 1; receives the worker's number
+	granted chan int // of capacity 1; receives the worker's number, 0 when there will be none
 }
 
 func newQueryWorkers(desired int, number func() int) *queryWorkers {
@@ -69,11 +70,18 @@ func (q *queryWorkers) offer(id int) {
 	next.granted <- id
 }
 
-// acquire waits for a worker and returns its number. When ctx ends first it
-// returns the cause.
-func (q *queryWorkers) acquire(ctx context.Context, t *ticket) (int, error) {
+// errStopping refuses requests that had not begun when the tracker stopped.
+var errStopping = errors.New("the tracker is stopping")
+
+// acquire waits for a worker and returns its number. It returns errStopping
+// where there is none any more.
+func (q *queryWorkers) acquire(t *ticket) (int, error) {
 	q.mu.Lock()
 	q.queries++
+	if q.stopped {
+		q.mu.Unlock()
+		return 0, errStopping
+	}
 	if n := len(q.idle); n > 0 {
 		id := q.idle[n-1]
 		q.idle = q.idle[:n-1]
@@ -84,21 +92,22 @@ func (q *queryWorkers) acquire(ctx context.Context, t *ticket) (int, error) {
 	q.waited++
 	q.waiting = append(q.waiting, t)
 	q.mu.Unlock()
-	select {
-	case id := <-t.granted:
+	if id := <-t.granted; id != 0 {
 		return id, nil
-	case <-ctx.Done():
 	}
+	return 0, errStopping
+}
+
+// stop sends away the requests that wait, and all that come. Those that have
+// begun go on.
+func (q *queryWorkers) stop() {
 	q.mu.Lock()
-	i := slices.Index(q.waiting, t)
-	if i >= 0 {
-		q.waiting = slices.Delete(q.waiting, i, i+1)
+	defer q.mu.Unlock()
+	q.stopped = true
+	for _, t := range q.waiting {
+		t.granted <- 0
 	}
-	q.mu.Unlock()
-	if i < 0 { // granted in the meantime
-		q.release(<-t.granted)
-	}
-	return 0, context.Cause(ctx)
+	q.waiting = nil
 }
 
 // release gives worker id back.

@@ -26,7 +26,7 @@ func TestQueryWorkersServeInOrderOfArrival(t *testing.T) {
 		var order []string
 		ask := func(name string) {
 			go func() {
-				if _, err := q.acquire(t.Context(), newPlace(name)); err != nil {
+				if _, err := q.acquire(newPlace(name)); err != nil {
 					t.Error(err)
 				}
 				mu.Lock()
@@ -67,7 +67,7 @@ func TestMostRecentlyUsedQueryWorkerIsTakenFirst(t *testing.T) {
 	q.open()
 	var last int
 	for i := range 5 {
-		id, err := q.acquire(t.Context(), newPlace("x"))
+		id, err := q.acquire(newPlace("x"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -79,32 +79,33 @@ func TestMostRecentlyUsedQueryWorkerIsTakenFirst(t *testing.T) {
 	}
 }
 
-func TestGivingUpAPlaceInTheQueue(t *testing.T) {
+func TestStoppingSendsAwayWhatWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueryWorkers(1, new(work.Numbers).Next)
 		q.open()
-		id, err := q.acquire(t.Context(), newPlace("holds"))
+		id, err := q.acquire(newPlace("holds"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, cancel := context.WithCancelCause(t.Context())
-		why := errors.New("stopping")
 		ended := make(chan error)
 		go func() {
-			_, err := q.acquire(ctx, newPlace("waits"))
+			_, err := q.acquire(newPlace("waits"))
 			ended <- err
 		}()
 		synctest.Wait()
 		if got := q.queued(); len(got) != 1 || got[0].line != "waits" {
 			t.Errorf("queued are %v", got)
 		}
-		cancel(why)
-		if err := <-ended; !errors.Is(err, why) {
-			t.Errorf("error is %v, want %v", err, why)
+		q.stop()
+		if err := <-ended; !errors.Is(err, errStopping) {
+			t.Errorf("error is %v, want %v", err, errStopping)
 		}
 		q.release(id)
-		if l := q.load(); l.pending != 0 || l.bored != 1 {
+		if _, err := q.acquire(newPlace("late")); !errors.Is(err, errStopping) {
+			t.Errorf("error is %v, want %v", err, errStopping)
+		}
+		if l := q.load(); l.pending != 0 || l.processing != 0 {
 			t.Errorf("afterwards: %+v", l)
 		}
 	})
@@ -115,7 +116,7 @@ func TestQueryWorkersAreResizedAndReplaced(t *testing.T) {
 	q := newQueryWorkers(3, new(work.Numbers).Next)
 	q.open()
 	take := func() int {
-		id, err := q.acquire(t.Context(), newPlace("x"))
+		id, err := q.acquire(newPlace("x"))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -55,7 +55,7 @@ func newServer(o serverOptions, answer answerer, m *status.Metrics, log zerolog.
 // connection may finish the request at work until work ends, which also ends
 // the requests themselves; connections are idle or closed after that.
 func (s *server) run(ctx, work context.Context, listeners []net.Listener) error {
-	var g errgroup.Group
+	g, ctx := errgroup.WithContext(ctx) // a listener that breaks ends the others
 	for _, l := range listeners {
 		g.Go(func() error { return s.accept(ctx, work, l) })
 	}

@@ -313,10 +313,7 @@ func (t *Tracker) Run(ctx context.Context) error {
 		return t.server.run(ctx, late, t.listeners)
 	})
 	g.Go(func() error { return t.watching.Run(late) })
-	for _, run := range t.workers {
-		g.Go(func() error { return run(ctx) })
-	}
-	g.Go(func() error { t.openQueries(ctx); return nil })
+	g.Go(func() error { return t.afterFirstRound(ctx) })
 	g.Go(func() error { t.refreshes(late); return nil })
 	g.Go(func() error { t.register(ctx); return nil })
 	g.Go(func() error {
@@ -336,15 +333,25 @@ func (t *Tracker) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// openQueries lets requests begin when the monitor has finished its first
-// round.
-func (t *Tracker) openQueries(ctx context.Context) {
+// afterFirstRound lets requests and workers begin when the monitor has finished
+// its first round: before, no device can be used. When ctx ends it sends away
+// the requests that have not begun, and waits for the workers.
+func (t *Tracker) afterFirstRound(ctx context.Context) error {
+	defer t.queries.stop()
 	select {
 	case <-t.monitor.Ready():
-		t.queries.open()
-		t.log.Info().Str("name", t.opts.Name).Dur("took", t.now().Sub(t.started)).Msg("ready for requests")
 	case <-ctx.Done():
+		return nil
 	}
+	t.queries.open()
+	t.log.Info().Str("name", t.opts.Name).Dur("took", t.now().Sub(t.started)).Msg("ready for requests")
+	g, ctx := errgroup.WithContext(ctx)
+	for _, run := range t.workers {
+		g.Go(func() error { return run(ctx) })
+	}
+	<-ctx.Done()
+	t.queries.stop()
+	return g.Wait()
 }
 
 // refreshes has the monitor look at everything whenever that was asked for.
