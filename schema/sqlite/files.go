@@ -39,11 +39,10 @@ func (s *Store) checkKey(key string) error {
 }
 
 // raiseFIDs moves the sequence of fids above all that the database knows, and
-// never back.
+// never back. That it must is a sign of rows that something else has written.
 func (s *Store) raiseFIDs(ctx context.Context) (err error) {
 	defer wrap(&err, "raise the sequence of fids")
-	return change(ctx, s, func(t *tx) error {
-		var high int64
+	high, err := write(ctx, s, func(t *tx) (high int64, err error) {
 		if _, err := t.row(`SELECT max(
 			(SELECT coalesce(max(fid), 0) FROM file),
 			(SELECT coalesce(max(fid), 0) FROM tempfile),
@@ -52,17 +51,22 @@ func (s *Store) raiseFIDs(ctx context.Context) (err error) {
 			(SELECT coalesce(max(fid), 0) FROM file_to_delete_later),
 			(SELECT coalesce(max(fid), 0) FROM file_to_delete2),
 			(SELECT coalesce(max(fid), 0) FROM copy_to_delete))`, nil, &high); err != nil {
-			return err
+			return 0, err
 		}
-		return t.raiseFIDs(high)
+		var last int64
+		known, err := t.row("SELECT seq FROM sqlite_sequence WHERE name = 'tempfile'", nil, &last)
+		switch {
+		case err != nil || last >= high:
+			return 0, err
+		case known:
+			_, err = t.exec("UPDATE sqlite_sequence SET seq = ? WHERE name = 'tempfile'", high)
+		default:
+			_, err = t.exec("INSERT INTO sqlite_sequence (name, seq) VALUES ('tempfile', ?)", high)
+		}
+		return high, err
 	})
-}
-
-// raiseFIDs makes the next fid greater than high.
-func (t *tx) raiseFIDs(high int64) error {
-	n, err := t.exec("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = 'tempfile'", high)
-	if err == nil && n == 0 {
-		_, err = t.exec("INSERT INTO sqlite_sequence (name, seq) VALUES ('tempfile', ?)", high)
+	if high > 0 {
+		s.o.Log.Info().Str("path", s.o.Path).Int64("fid", high).Msg("fids continue above the highest that the database knows")
 	}
 	return err
 }

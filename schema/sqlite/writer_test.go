@@ -277,14 +277,14 @@ func TestKill9(t *testing.T) {
 			case "closed":
 				acked[f[2]] = f[1]
 			}
-			if len(acked) == 150 {
+			if len(acked) == 80 {
 				if err := cmd.Process.Kill(); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
 		_ = cmd.Wait() // killed
-		if len(acked) < 150 {
+		if len(acked) < 80 {
 			t.Fatalf("round %d: only %d closes were acknowledged", round, len(acked))
 		}
 		s := open(t, o)
