@@ -1,0 +1,48 @@
+# make         build ./mogile and ./mogtool
+# make test    install what the tests need, and run them all with the race detector
+# make soak    the same scenarios in large
+# make lint    formatting, go vet, staticcheck
+# make bench   the benchmarks
+
+GO    ?= go
+SHELL := /bin/bash
+
+# Packages are tested two at a time: each end-to-end test starts processes of
+# its own, and a machine of two cores must not be what a test measures.
+PARALLEL ?= 2
+
+.PHONY: all build test soak lint vulncheck bench deps clean
+
+all: build
+
+# The binary is static: no C library is linked in.
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o mogile .
+	ln -sf mogile mogtool
+
+test: deps
+	$(GO) test -race -p $(PARALLEL) -timeout 8m ./...
+
+# MOGILE_TEST_SCALE multiplies the counts of the tests that take it.
+soak: deps
+	MOGILE_TEST_SCALE=10 $(GO) test -p 1 -count 1 -timeout 150m ./...
+
+lint:
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not formatted: $$unformatted"; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+
+# Needs the network: the list of vulnerabilities is not part of the module.
+vulncheck:
+	$(GO) tool govulncheck ./...
+
+bench: deps
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+# The race detector needs a C compiler, the tests PostgreSQL's server programs
+# and curl.
+deps:
+	@.ci/deps
+
+clean:
+	rm -f mogile mogtool

@@ -1,0 +1,604 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/rs/zerolog"
+	"pgregory.net/rapid"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+	"github.com/mogile/mogile/schema/open"
+	"github.com/mogile/mogile/storaged"
+	"github.com/mogile/mogile/storaged/volume/simdisk"
+	"github.com/mogile/mogile/tracker"
+)
+
+// TestModel compares the product with a small reference of it, over random
+// sequences of commands, worker runs, faults, crashes and restarts. The
+// namespace is on the embedded store, the devices are on simulated disks that
+// lose what was not flushed.
+//
+// It runs 1,000 steps, times MOGILE_TEST_SCALE.
+func TestModel(t *testing.T) {
+	t.Parallel()
+	const steps = 100
+	for name, value := range map[string]string{"rapid.checks": strconv.Itoa(scale(20)), "rapid.steps": strconv.Itoa(steps), "rapid.shrinktime": "60s", "rapid.nofailfile": "true"} {
+		if err := flag.Set(name, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ips := []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}
+	storagePort := freePorts(t, 2, ips...)
+	trackerPort := freePorts(t, 1, "127.0.0.1")
+	var counts modelCounts
+	rapid.Check(t, func(rt *rapid.T) {
+		w := newWorld(t, rt, ips, storagePort, trackerPort)
+		rt.Repeat(map[string]func(*rapid.T){
+			"put":             w.put,
+			"overwrite":       w.overwrite,
+			"delete":          w.delete,
+			"rename":          w.rename,
+			"updateclass":     w.updateClass,
+			"read":            w.read,
+			"list":            w.list,
+			"put in a crash":  w.putInCrash,
+			"put on a fault":  w.putOnFault,
+			"power cut":       w.powerCut,
+			"daemon restart":  w.daemonRestart,
+			"tracker restart": w.trackerRestart,
+			"settle":          w.settle,
+		})
+		w.settle(rt)
+		counts.add(w.counts)
+	})
+	t.Logf("%d steps: %d files stored, %d deleted, %d power cuts, %d settled states compared",
+		counts.steps, counts.stored, counts.deleted, counts.cuts, counts.settled)
+}
+
+type modelCounts struct{ steps, stored, deleted, cuts, settled int }
+
+func (c *modelCounts) add(d modelCounts) {
+	c.steps += d.steps
+	c.stored += d.stored
+	c.deleted += d.deleted
+	c.cuts += d.cuts
+	c.settled += d.settled
+}
+
+// state is what a key may hold: absent where body is nil.
+type state struct {
+	class string
+	body  []byte
+}
+
+// world is the product and the model of it.
+type world struct {
+	rt     *rapid.T
+	dsn    string
+	hosts  []*simHost
+	addr   string
+	port   int // storage port
+	cancel context.CancelFunc
+	done   chan error
+	store  schema.Store
+	client *protocol.Client
+	counts modelCounts
+	// ahead is how far the database's clock has been moved, so that what the
+	// workers put off for hours comes due.
+	ahead atomic.Int64
+
+	// files holds the states that each key may be in: one where the outcome of
+	// everything is known; several after a call whose outcome nobody heard.
+	files map[string][]state
+	next  int // makes bodies unique
+}
+
+// simHost is a storage daemon on a simulated disk.
+type simHost struct {
+	ip     string
+	disk   *simdisk.Disk
+	cancel context.CancelFunc
+	done   chan error
+}
+
+func newWorld(t *testing.T, rt *rapid.T, ips []string, storagePort, trackerPort int) *world {
+	w := &world{
+		rt:    rt,
+		dsn:   "sqlite:" + filepath.Join(t.TempDir(), "namespace.db"),
+		addr:  net.JoinHostPort("127.0.0.1", strconv.Itoa(trackerPort)),
+		port:  storagePort,
+		files: map[string][]state{},
+	}
+	rt.Cleanup(w.close)
+	ctx := context.Background()
+	if _, err := open.Migrate(ctx, open.Options{DSN: w.dsn}, schema.MigrateOptions{}); err != nil {
+		rt.Fatal(err)
+	}
+	for i, ip := range ips {
+		disk := simdisk.New(simdisk.Options{NoUnnamed: i == 1, NoAttrs: i == 2})
+		for j := range 2 {
+			if err := disk.MkdirAll(fmt.Sprintf("/mogdata/dev%d", 2*i+j+1)); err != nil {
+				rt.Fatal(err)
+			}
+		}
+		h := &simHost{ip: ip, disk: disk}
+		w.hosts = append(w.hosts, h)
+		w.startHost(h)
+	}
+	store, err := open.Open(ctx, open.Options{DSN: w.dsn})
+	if err != nil {
+		rt.Fatal(err)
+	}
+	w.store = store
+	w.must(store.CreateDomain(ctx, domain))
+	for class, n := range copies {
+		w.must(store.CreateClass(ctx, domain, schema.Class{Name: class, MinDevCount: n}))
+	}
+	for i, h := range w.hosts {
+		id, err := store.CreateHost(ctx, schema.Host{Name: fmt.Sprintf("host%d", i+1), IP: h.ip, Port: w.port, Status: schema.HostAlive})
+		w.must(id, err)
+		for j := range 2 {
+			w.must(0, store.CreateDevice(ctx, schema.Device{ID: protocol.DevID(2*i + j + 1), HostID: id, Status: schema.DeviceAlive}))
+		}
+	}
+	w.must(0, store.Close())
+	w.startTracker()
+	return w
+}
+
+// must fails the check on an error; the other value is not looked at.
+func (w *world) must(_ any, err error) {
+	w.rt.Helper()
+	if err != nil {
+		w.rt.Fatal(err)
+	}
+}
+
+func (w *world) startHost(h *simHost) {
+	d, err := storaged.New(storaged.Options{
+		Docroot:      "/mogdata",
+		HTTPListen:   net.JoinHostPort(h.ip, strconv.Itoa(w.port)),
+		MgmtListen:   net.JoinHostPort(h.ip, strconv.Itoa(w.port+1)),
+		DrainTimeout: time.Millisecond,
+		FS:           h.disk,
+		Log:          zerolog.Nop(),
+	})
+	if err != nil {
+		w.rt.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel, h.done = cancel, make(chan error, 1)
+	go func() { h.done <- d.Run(ctx) }()
+}
+
+// restart starts a host's daemon on what its disk has become.
+func (w *world) restart(h *simHost, disk *simdisk.Disk) {
+	h.stop()
+	h.disk = disk
+	w.startHost(h)
+	w.waitWriteable()
+}
+
+func (h *simHost) stop() {
+	h.cancel()
+	<-h.done // it may complain of its disk
+	h.cancel = nil
+}
+
+func (w *world) startTracker() {
+	store, err := open.Open(context.Background(), open.Options{
+		DSN:         w.dsn,
+		ClockOffset: func() time.Duration { return time.Duration(w.ahead.Load()) },
+	})
+	if err != nil {
+		w.rt.Fatal(err)
+	}
+	tr, err := tracker.New(tracker.Options{
+		Store: store, Listen: []string{w.addr}, Name: "model",
+		StorageMgmtPort: w.port + 1,
+		NodeTimeout:     2 * time.Second,
+		TempfileAge:     time.Hour,
+		MonitorInterval: 50 * time.Millisecond, RefreshInterval: 200 * time.Millisecond, TestWriteInterval: 100 * time.Millisecond,
+		Log: zerolog.Nop(),
+	})
+	if err != nil {
+		w.rt.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	w.store, w.cancel, w.done = store, cancel, make(chan error, 1)
+	go func() { w.done <- tr.Run(ctx) }()
+	if w.client, err = protocol.NewClient(protocol.ClientOptions{Trackers: []string{w.addr}}); err != nil {
+		w.rt.Fatal(err)
+	}
+	w.waitWriteable()
+}
+
+func (w *world) stopTracker() {
+	w.cancel()
+	if err := <-w.done; err != nil {
+		w.rt.Errorf("tracker: %v", err)
+	}
+	w.cancel = nil
+	w.must(0, w.client.Close())
+	w.must(0, w.store.Close())
+}
+
+// close stops what runs, also after a step that failed half way.
+func (w *world) close() {
+	if w.cancel != nil {
+		w.cancel()
+		<-w.done
+		w.client.Close()
+		w.store.Close()
+	}
+	for _, h := range w.hosts {
+		if h.cancel != nil {
+			h.stop()
+		}
+	}
+}
+
+// within polls, as the workers run by themselves.
+func (w *world) within(d time.Duration, what string, check func() error) {
+	w.rt.Helper()
+	deadline := time.Now().Add(d)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			w.rt.Fatalf("not within %v: %s: %v", d, what, err)
+		}
+		<-tick.C
+	}
+}
+
+func callTimeout() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), 30*time.Second)
+}
+
+func (w *world) do(command string, fields ...string) (protocol.Args, error) {
+	ctx, cancel := callTimeout()
+	defer cancel()
+	args := protocol.Args{{Name: "domain", Value: domain}}
+	for _, f := range fields {
+		name, value, _ := strings.Cut(f, "=")
+		args.Add(name, value)
+	}
+	return w.client.Do(ctx, command, args)
+}
+
+func (w *world) waitWriteable() {
+	w.within(30*time.Second, "devices are writeable", func() error {
+		if _, err := w.do("clear_cache"); err != nil {
+			return err
+		}
+		fields, err := w.do("get_devices")
+		if err != nil {
+			return err
+		}
+		for n := range 2 * len(w.hosts) {
+			if s := fields.Get(fmt.Sprintf("dev%d_observed_state", n+1)); s != "writeable" || fields.Get(fmt.Sprintf("dev%d_mb_total", n+1)) == "" {
+				return fmt.Errorf("dev%d is %q", n+1, s)
+			}
+		}
+		return nil
+	})
+}
+
+// A step's choices.
+
+func (w *world) anyKey(rt *rapid.T) string {
+	keys := slices.Sorted(maps.Keys(w.files))
+	if len(keys) == 0 {
+		rt.Skip("no files yet")
+	}
+	return rapid.SampledFrom(keys).Draw(rt, "key")
+}
+
+func newKey(rt *rapid.T) string {
+	return rapid.SampledFrom([]string{"a", "a/b", "a b", "ä", "%41", "a&b=c", "0", "B"}).Draw(rt, "name") +
+		strconv.Itoa(rapid.IntRange(0, 5).Draw(rt, "number"))
+}
+
+func (w *world) newState(rt *rapid.T) state {
+	w.next++
+	size := rapid.SampledFrom([]int{0, 1, 100, 4095, 4096, 4097, 65536, 65537, 300_000}).Draw(rt, "size")
+	body := []byte{}
+	if size > 0 {
+		// No two bodies are alike, and no two pages of one.
+		body = fmt.Appendf(body, "%d:", w.next)
+		for n := 0; len(body) < size; n++ {
+			body = fmt.Appendf(body, "%d ", n)
+		}
+	}
+	return state{class: rapid.SampledFrom([]string{"default", "single", "triple"}).Draw(rt, "class"), body: body}
+}
+
+func (w *world) rng(rt *rapid.T) *rand.Rand {
+	return rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "chance"), 1))
+}
+
+// store stores s under key and notes what may be true afterwards.
+func (w *world) storeFile(rt *rapid.T, key string, s state, undisturbed bool) {
+	ctx, cancel := callTimeout()
+	defer cancel()
+	_, err := w.client.Create(ctx, domain, key, protocol.CreateOptions{Class: s.class, Size: int64(len(s.body))}, bytes.NewReader(s.body))
+	switch {
+	case err == nil:
+		w.files[key] = []state{s}
+		w.counts.stored++
+	case undisturbed:
+		rt.Fatalf("put %q: %v", key, err)
+	default:
+		if len(w.files[key]) == 0 {
+			w.files[key] = []state{{}}
+		}
+		w.files[key] = append(w.files[key], s)
+	}
+}
+
+// The steps.
+
+func (w *world) put(rt *rapid.T) {
+	w.counts.steps++
+	w.storeFile(rt, newKey(rt), w.newState(rt), true)
+}
+
+func (w *world) overwrite(rt *rapid.T) {
+	w.counts.steps++
+	w.storeFile(rt, w.anyKey(rt), w.newState(rt), true)
+}
+
+func (w *world) delete(rt *rapid.T) {
+	w.counts.steps++
+	key := w.anyKey(rt)
+	w.know(rt, key)
+	_, err := w.do("delete", "key="+key)
+	if want := w.files[key] == nil; want != errors.Is(err, protocol.ErrUnknownKey) || !want && err != nil {
+		rt.Fatalf("delete %q: %v; the model holds %d states", key, err, len(w.files[key]))
+	}
+	delete(w.files, key)
+	w.counts.deleted++
+}
+
+func (w *world) rename(rt *rapid.T) {
+	w.counts.steps++
+	from, to := w.anyKey(rt), newKey(rt)
+	w.know(rt, from)
+	w.know(rt, to)
+	var want error
+	switch {
+	case w.files[from] == nil:
+		want = protocol.ErrUnknownKey
+	case from != to && w.files[to] != nil:
+		want = protocol.ErrKeyExists
+	}
+	if _, err := w.do("rename", "from_key="+from, "to_key="+to); !errors.Is(err, want) {
+		rt.Fatalf("rename %q to %q: %v, want %v", from, to, err, want)
+	}
+	if want == nil && from != to {
+		w.files[to] = w.files[from]
+		delete(w.files, from)
+	}
+}
+
+func (w *world) updateClass(rt *rapid.T) {
+	w.counts.steps++
+	key := w.anyKey(rt)
+	w.know(rt, key)
+	if w.files[key] == nil {
+		return
+	}
+	class := rapid.SampledFrom([]string{"default", "single", "triple"}).Draw(rt, "class")
+	if _, err := w.do("updateclass", "key="+key, "class="+class); err != nil {
+		rt.Fatalf("updateclass %q to %s: %v", key, class, err)
+	}
+	w.files[key][0].class = class
+}
+
+// know finds out which of its possible states a key is in.
+func (w *world) know(rt *rapid.T, key string) {
+	if states := w.files[key]; len(states) > 0 {
+		w.compare(rt, key)
+	}
+}
+
+// compare reads a key and holds it against the states that it may be in, of
+// which it leaves one.
+func (w *world) compare(rt *rapid.T, key string) {
+	states := w.files[key]
+	ctx, cancel := callTimeout()
+	defer cancel()
+	var got []byte
+	var class string
+	w.within(20*time.Second, fmt.Sprintf("read of %q", key), func() error {
+		info, err := w.client.FileInfo(ctx, domain, key)
+		if errors.Is(err, protocol.ErrUnknownKey) {
+			got = nil
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		class = info.Class
+		r, err := w.client.Open(ctx, domain, key)
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		got, err = io.ReadAll(r)
+		if got == nil {
+			got = []byte{}
+		}
+		return err
+	})
+	for _, s := range states {
+		if (s.body == nil) == (got == nil) && bytes.Equal(s.body, got) && (got == nil || s.class == class) {
+			if got == nil {
+				delete(w.files, key)
+			} else {
+				w.files[key] = []state{s}
+			}
+			return
+		}
+	}
+	rt.Fatalf("%q holds %d bytes (%.20q) of class %s: none of the %d states that it may be in (%.20q, class %s)",
+		key, len(got), got, class, len(states), states[0].body, states[0].class)
+}
+
+func (w *world) read(rt *rapid.T) {
+	w.counts.steps++
+	w.compare(rt, w.anyKey(rt))
+}
+
+func (w *world) list(rt *rapid.T) {
+	w.counts.steps++
+	for _, key := range slices.Collect(maps.Keys(w.files)) {
+		w.know(rt, key)
+	}
+	ctx, cancel := callTimeout()
+	defer cancel()
+	var got []string
+	for key, err := range w.client.Keys(ctx, domain, "a") {
+		if err != nil {
+			rt.Fatal(err)
+		}
+		got = append(got, key)
+	}
+	want := slices.DeleteFunc(slices.Sorted(maps.Keys(w.files)), func(k string) bool { return !strings.HasPrefix(k, "a") })
+	if !slices.Equal(got, want) {
+		rt.Fatalf("list_keys: %q, want %q", got, want)
+	}
+}
+
+// putInCrash cuts a host's power while a file is being stored.
+func (w *world) putInCrash(rt *rapid.T) {
+	w.counts.steps++
+	key, s := newKey(rt), w.newState(rt)
+	h, rng := rapid.SampledFrom(w.hosts).Draw(rt, "host"), w.rng(rt)
+	crashed := make(chan *simdisk.Disk)
+	go func(d *simdisk.Disk) { crashed <- d.Crash(rng) }(h.disk)
+	w.storeFile(rt, key, s, false)
+	w.counts.cuts++
+	w.restart(h, <-crashed)
+}
+
+// putOnFault has the nth operation of a disk fail while a file is being stored.
+func (w *world) putOnFault(rt *rapid.T) {
+	w.counts.steps++
+	key, s := newKey(rt), w.newState(rt)
+	h := rapid.SampledFrom(w.hosts).Draw(rt, "host")
+	heal := h.disk.Inject(simdisk.Fault{
+		Ops:   []simdisk.Op{rapid.SampledFrom([]simdisk.Op{simdisk.OpSync, simdisk.OpSyncDir, simdisk.OpWrite, simdisk.OpSetAttr, simdisk.OpClose}).Draw(rt, "op")},
+		Skip:  rapid.IntRange(0, 3).Draw(rt, "skip"),
+		Times: rapid.IntRange(1, 5).Draw(rt, "times"),
+		Err:   rapid.SampledFrom([]error{syscall.EIO, syscall.ENOSPC}).Draw(rt, "error"),
+	})
+	w.storeFile(rt, key, s, false)
+	heal()
+	// A device whose flush failed takes no more writes until it is opened anew.
+	w.restart(h, h.disk.Restart())
+}
+
+// powerCut loses what a host had not flushed.
+func (w *world) powerCut(rt *rapid.T) {
+	w.counts.steps++
+	w.counts.cuts++
+	h, rng := rapid.SampledFrom(w.hosts).Draw(rt, "host"), w.rng(rt)
+	w.restart(h, h.disk.Crash(rng))
+}
+
+// daemonRestart kills a storage daemon on a machine that stays up.
+func (w *world) daemonRestart(rt *rapid.T) {
+	w.counts.steps++
+	h := rapid.SampledFrom(w.hosts).Draw(rt, "host")
+	w.restart(h, h.disk.Restart())
+}
+
+func (w *world) trackerRestart(*rapid.T) {
+	w.counts.steps++
+	w.stopTracker()
+	w.startTracker()
+}
+
+// settle lets the workers finish, and compares all that is on the disks with
+// the model.
+func (w *world) settle(rt *rapid.T) {
+	w.counts.steps++
+	for _, key := range slices.Collect(maps.Keys(w.files)) {
+		w.know(rt, key)
+	}
+	if _, err := w.do("replicate_now"); err != nil {
+		rt.Fatal(err)
+	}
+	w.within(time.Minute, "disks hold what the model holds", func() error {
+		w.ahead.Add(int64(time.Minute))
+		have := map[string][]byte{} // by path
+		for i, h := range w.hosts {
+			for _, path := range h.disk.Files("/mogdata") {
+				if strings.Contains(path, "/test-write/") || strings.Contains(path, "/.mogile/") || strings.HasSuffix(path, "/usage") {
+					continue
+				}
+				body, err := h.disk.ReadFile(path)
+				if err != nil {
+					return err
+				}
+				have[fmt.Sprintf("host%d %s", i+1, path)] = body
+			}
+		}
+		wanted := 0
+		for key, states := range w.files {
+			fields, err := w.do("file_info", "key="+key, "devices=1")
+			if err != nil {
+				return err
+			}
+			want := copies[states[0].class]
+			hosts := map[int]bool{}
+			devs := strings.Split(fields.Get("devids"), ",")
+			for _, dev := range devs {
+				n, err := strconv.Atoi(dev)
+				if err != nil {
+					return fmt.Errorf("%q is on %q", key, fields.Get("devids"))
+				}
+				host := (n-1)/2 + 1
+				hosts[host] = true
+				path := fmt.Sprintf("host%d /mogdata/%s", host, protocol.FID(fields.Number("fid")).Path(protocol.DevID(n)))
+				body, ok := have[path]
+				if !ok || !bytes.Equal(body, states[0].body) {
+					return fmt.Errorf("%q: %s is there: %v, with %d bytes of %d", key, path, ok, len(body), len(states[0].body))
+				}
+				delete(have, path)
+			}
+			if len(devs) != want || len(hosts) != want || int(fields.Number("devcount")) != want {
+				return fmt.Errorf("%q has copies on %v (devcount %s), want %d", key, devs, fields.Get("devcount"), want)
+			}
+			wanted += want
+		}
+		if len(have) > 0 {
+			return fmt.Errorf("%d files beside the %d that are named: %v", len(have), wanted, slices.Sorted(maps.Keys(have)))
+		}
+		return nil
+	})
+	w.counts.settled++
+}

@@ -1,0 +1,175 @@
+package mogile
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+	"github.com/urfave/cli/v2"
+
+	"github.com/mogile/mogile/tools"
+)
+
+// Exit codes, the same for mogile and mogtool.
+const (
+	ExitDone   = 0
+	ExitFailed = 1
+	ExitUsage  = 2
+)
+
+// Run executes one command line, args[0] being the program's name: under a name
+// that begins with "mogtool" it is mogtool, otherwise mogile. It returns the
+// exit code. Cancelling ctx stops what runs, politely.
+func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogtool") {
+		return tools.Run(ctx, args, stdin, stdout, stderr)
+	}
+	if len(args) > 1 && args[1] == "mogtool" {
+		return tools.Run(ctx, args[1:], stdin, stdout, stderr)
+	}
+	app := &cli.App{
+		Name:                 "mogile",
+		Usage:                "store files on many disks, and keep the copies that each class asks for",
+		Version:              Version(),
+		EnableBashCompletion: true,
+		Reader:               stdin,
+		Writer:               stdout,
+		ErrWriter:            stderr,
+		Commands:             []*cli.Command{devCommand(), trackerCommand(), storagedCommand(), migrateCommand(), tools.Command()},
+		ExitErrHandler:       func(*cli.Context, error) {},
+		OnUsageError:         usageError,
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usage("no command %q: see mogile help", c.Args().First())
+			}
+			return cli.ShowAppHelp(c)
+		},
+		CustomAppHelpTemplate: "EXAMPLES:\n" +
+			"   mogile dev                                          a whole cluster in one process, to try things\n" +
+			"   mogile migrate --dsn postgres://mogile@db/mogile    create or upgrade the schema\n" +
+			"   mogile tracker --dsn postgres://mogile@db/mogile    a tracker\n" +
+			"   mogile storaged --docroot /var/mogdata              a storage daemon\n" +
+			"   mogile mogtool --domain test put photo.jpg photo1   everything an operator or a script does\n\n" +
+			cli.AppHelpTemplate,
+	}
+	for _, c := range app.Commands {
+		c.OnUsageError = usageError
+	}
+	err := app.RunContext(ctx, args)
+	if err == nil {
+		return ExitDone
+	}
+	fmt.Fprintf(stderr, "mogile: %v\n", err)
+	if errors.As(err, new(usageErr)) {
+		return ExitUsage
+	}
+	return ExitFailed
+}
+
+// usageErr is a command line that cannot be carried out as written.
+type usageErr struct{ error }
+
+func (e usageErr) Unwrap() error { return e.error }
+
+func usage(format string, args ...any) error { return usageErr{fmt.Errorf(format, args...)} }
+
+func usageError(_ *cli.Context, err error, _ bool) error { return usageErr{err} }
+
+// noArguments refuses operands, of which the daemons have none: a forgotten
+// "--" must not silently start a daemon with its defaults.
+func noArguments(c *cli.Context) error {
+	if c.Args().Present() {
+		return usage("unexpected argument %q: see mogile help %s", c.Args().First(), c.Command.Name)
+	}
+	return nil
+}
+
+// Version is the release, as the module's version or the commit it was built
+// from says.
+func Version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	if v := info.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 12 {
+			return "devel-" + s.Value[:12]
+		}
+	}
+	return "devel"
+}
+
+// env is the environment variable that stands in for a flag.
+func env(flag string) []string {
+	return []string{"MOGILE_" + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))}
+}
+
+func stringFlag(name, value, usage string) *cli.StringFlag {
+	return &cli.StringFlag{Name: name, Value: value, Usage: usage, EnvVars: env(name)}
+}
+
+func intFlag(name string, value int, usage string) *cli.IntFlag {
+	return &cli.IntFlag{Name: name, Value: value, Usage: usage, EnvVars: env(name)}
+}
+
+func boolFlag(name, usage string) *cli.BoolFlag {
+	return &cli.BoolFlag{Name: name, Usage: usage, EnvVars: env(name)}
+}
+
+func durationFlag(name string, value time.Duration, usage string) *cli.DurationFlag {
+	return &cli.DurationFlag{Name: name, Value: value, Usage: usage, EnvVars: env(name)}
+}
+
+func logFlags(level string) []cli.Flag {
+	return []cli.Flag{
+		stringFlag("log-level", level, "least level that is logged: debug, info, warn, error"),
+		stringFlag("log-format", "", "text or json; text on a terminal, else json"),
+	}
+}
+
+func statusFlags() []cli.Flag {
+	return []cli.Flag{
+		stringFlag("status-listen", "", "`ADDR` of the HTTP status port: /healthz, /readyz, /metrics; empty: none"),
+		boolFlag("pprof", "serve profiles under /debug/pprof/ on the status port"),
+	}
+}
+
+// logger builds the logger that c's flags ask for. Logs go to standard error,
+// and to the others as JSON.
+func logger(c *cli.Context, others ...io.Writer) (zerolog.Logger, error) {
+	level, err := zerolog.ParseLevel(c.String("log-level"))
+	if err != nil || c.String("log-level") == "" {
+		return zerolog.Logger{}, usage("--log-level %q: use debug, info, warn or error", c.String("log-level"))
+	}
+	var out = c.App.ErrWriter
+	switch format := c.String("log-format"); {
+	case format == "text", format == "" && isTerminal(out):
+		out = zerolog.ConsoleWriter{Out: out, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != "" || !isTerminal(out)}
+	case format == "json", format == "":
+	default:
+		return zerolog.Logger{}, usage("--log-format %q: use text or json", format)
+	}
+	if len(others) > 0 {
+		out = zerolog.MultiLevelWriter(append([]io.Writer{out}, others...)...)
+	}
+	return zerolog.New(out).Level(level).With().Timestamp().Logger(), nil
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}
