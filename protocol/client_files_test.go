@@ -132,6 +132,66 @@ func TestCreateHeaders(t *testing.T) {
 	}
 }
 
+// A tracker that knows no multi_dest offers one device.
+func TestCreateSingleDest(t *testing.T) {
+	t.Parallel()
+	cluster := protocoltest.NewCluster(t, 1, 2)
+	cluster.Before(func(req protocol.Request) *protocoltest.Reply {
+		req.Args.Set("multi_dest", "0")
+		return nil
+	})
+	c := newClient(t, protocol.ClientOptions{Trackers: cluster.Addrs()})
+	if _, err := c.Create(t.Context(), "test", "k", protocol.CreateOptions{}, strings.NewReader("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if got := readAll(t, c, "k"); string(got) != "hello" {
+		t.Errorf("read %q", got)
+	}
+}
+
+// secondTry is a transport that finds its connection closed after it has read
+// some of the body, and begins anew, as package http's does.
+type secondTry struct{ http.RoundTripper }
+
+func (s secondTry) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.GetBody == nil {
+		return s.RoundTripper.RoundTrip(req)
+	}
+	if _, err := io.ReadFull(req.Body, make([]byte, 100)); err != nil {
+		return nil, err
+	}
+	req.Body.Close()
+	body, err := req.GetBody()
+	if err != nil {
+		return nil, err
+	}
+	again := req.Clone(req.Context())
+	again.Body = body
+	return s.RoundTripper.RoundTrip(again)
+}
+
+func TestCreateOnAClosedConnection(t *testing.T) {
+	t.Parallel()
+	cluster := protocoltest.NewCluster(t, 1, 1)
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	c := newClient(t, protocol.ClientOptions{Trackers: cluster.Addrs(), Buffer: 1000, HTTP: &http.Client{Transport: secondTry{transport}}})
+	content := pattern(100_000)
+	for _, x := range []struct {
+		name string
+		r    io.Reader
+	}{
+		{"seeker", bytes.NewReader(content)},
+		{"pipe", pipe{bytes.NewReader(content)}},
+	} {
+		if _, err := c.Create(t.Context(), "test", x.name, protocol.CreateOptions{Verify: true}, x.r); err != nil {
+			t.Errorf("%s: %v", x.name, err)
+		} else if !bytes.Equal(readAll(t, c, x.name), content) {
+			t.Errorf("%s: other bytes were stored", x.name)
+		}
+	}
+}
+
 // refuse has a device answer uploads with a status, before or after the body.
 func refuse(status int, readBody bool) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
@@ -159,7 +219,7 @@ func cutAfter(n int64) func(http.ResponseWriter, *http.Request) bool {
 
 func TestCreateTriesTheNextDevice(t *testing.T) {
 	t.Parallel()
-	const big = 4 << 20
+	const big = 2 << 20
 	for _, x := range []struct {
 		name   string
 		size   int
@@ -360,7 +420,7 @@ func TestCreateStalls(t *testing.T) {
 				}
 				return true
 			})
-			c := newClient(t, protocol.ClientOptions{Trackers: cluster.Addrs(), StallTimeout: time.Second, StoreTimeout: time.Second})
+			c := newClient(t, protocol.ClientOptions{Trackers: cluster.Addrs(), StallTimeout: 2 * time.Second, StoreTimeout: 2 * time.Second})
 			content := pattern(8 << 20) // more than sockets hold
 			created, err := c.Create(t.Context(), "test", "k", protocol.CreateOptions{}, bytes.NewReader(content))
 			if err != nil || created.DevID != 2 {
@@ -556,7 +616,7 @@ func TestOpenStalls(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			cluster := protocoltest.NewCluster(t, 1, 2)
-			c := newClient(t, protocol.ClientOptions{Trackers: cluster.Addrs(), HeaderTimeout: 500 * time.Millisecond, StallTimeout: 500 * time.Millisecond})
+			c := newClient(t, protocol.ClientOptions{Trackers: cluster.Addrs(), HeaderTimeout: time.Second, StallTimeout: time.Second})
 			content := pattern(1_000_000)
 			stored(t, cluster, c, "k", content, 2)
 			cluster.Storage[0].Intercept(func(w http.ResponseWriter, r *http.Request) bool {

@@ -43,7 +43,7 @@ mogtool device mark store1 7 drain
 mogtool device list --all`,
 			command("list", "list devices", "[HOST…]", `mogtool device list                  all but dead ones
 mogtool device list --all store1`, need{0, -1, false}, []cli.Flag{
-				&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "dead ones too"},
+				&cli.BoolFlag{Name: "all", Aliases: []string{"a"}, Usage: "dead ones too", DisableDefaultText: true},
 			}, deviceList),
 			command("add", "register a device", "HOST DEVID", `mogtool device add store1 7          it is the folder dev7 there`, need{2, 2, false}, []cli.Flag{
 				&cli.StringFlag{Name: "status", Usage: "`STATUS`: alive, down, dead, readonly or drain", Value: "alive"},

@@ -162,6 +162,9 @@ func (r *report) askHosts(ctx context.Context, web *http.Client, hosts []protoco
 		if h.Status == "alive" || h.Status == "readonly" {
 			g.Go(func() error {
 				_, err := fetchText(ctx, web, "http://"+r.Hosts[i].Addr+"/")
+				if e, ok := errors.AsType[*protocol.StatusError](err); ok && e.Code < 500 {
+					err = nil // nginx refuses to list its root, and serves files
+				}
 				r.Hosts[i].Answer = answer(err)
 				return nil
 			})

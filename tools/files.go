@@ -28,7 +28,7 @@ tar c dir | mogtool put - dir.tar     "-" is standard input
 mogtool put --class thumbs --verify cat.jpg cat`,
 			need{1, 2, true}, []cli.Flag{
 				&cli.StringFlag{Name: "class", Usage: "`CLASS` of the file; without, the default class"},
-				&cli.BoolFlag{Name: "verify", Usage: "have the stored bytes read back and compared (MD5)"},
+				&cli.BoolFlag{Name: "verify", Usage: "have the stored bytes read back and compared (MD5)", DisableDefaultText: true},
 			}, put),
 		command("get", "fetch a file", "KEY [FILE]",
 			`mogtool get cat cat.jpg               fetch the key cat into cat.jpg
@@ -47,7 +47,7 @@ mogtool cat --range 1000- log         all from byte 1000`,
 mogtool ls -l photos/                 with class, length and copies
 mogtool ls --after photos/m --limit 10`,
 			need{0, 1, true}, []cli.Flag{
-				&cli.BoolFlag{Name: "long", Aliases: []string{"l"}, Usage: "also fid, class, length and copies (one request a key)"},
+				&cli.BoolFlag{Name: "long", Aliases: []string{"l"}, Usage: "also fid, class, length and copies (one request a key)", DisableDefaultText: true},
 				&cli.StringFlag{Name: "after", Usage: "begin behind `KEY`"},
 				&cli.IntFlag{Name: "limit", Usage: "at most `N` keys"},
 			}, ls),
@@ -55,7 +55,7 @@ mogtool ls --after photos/m --limit 10`,
 			`mogtool rm cat dog
 mogtool rm --force cat                a missing key is no error`,
 			need{1, -1, true}, []cli.Flag{
-				&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "a missing key is no error"},
+				&cli.BoolFlag{Name: "force", Aliases: []string{"f"}, Usage: "a missing key is no error", DisableDefaultText: true},
 			}, rm),
 		command("mv", "rename a key", "FROM TO",
 			`mogtool mv cat old/cat`,
@@ -68,7 +68,7 @@ mogtool --json info cat | jq .length`,
 			`curl -s $(mogtool paths cat | head -n 1)
 mogtool paths --noverify cat          without a look at the first device`,
 			need{1, 1, true}, []cli.Flag{
-				&cli.BoolFlag{Name: "noverify", Usage: "do not have the tracker check the first path"},
+				&cli.BoolFlag{Name: "noverify", Usage: "do not have the tracker check the first path", DisableDefaultText: true},
 				&cli.IntFlag{Name: "count", Usage: "at most `N` paths", Value: 8},
 			}, paths),
 		command("updateclass", "move files to another class", "CLASS KEY…",

@@ -70,7 +70,7 @@ func Command() *cli.Command {
 			&cli.StringFlag{Name: "domain", Aliases: []string{"d"}, Usage: "`DOMAIN` of the keys", EnvVars: []string{"MOGILE_DOMAIN"}},
 			&cli.StringFlag{Name: "zone", Usage: "\"alt\" uses the hosts' alternative addresses", EnvVars: []string{"MOGILE_ZONE"}},
 			&cli.DurationFlag{Name: "timeout", Usage: "`TIME` that a tracker may take over one request", Value: 20 * time.Second, EnvVars: []string{"MOGILE_TIMEOUT"}},
-			&cli.BoolFlag{Name: "json", Usage: "write one JSON object a line", EnvVars: []string{"MOGILE_JSON"}},
+			&cli.BoolFlag{Name: "json", Usage: "write one JSON object a line", EnvVars: []string{"MOGILE_JSON"}, DisableDefaultText: true},
 		},
 		Subcommands: slices.Concat(fileCommands(), adminCommands(), []*cli.Command{
 			checkCommand(), statsCommand(), consoleCommand(), benchCommand(),
