@@ -178,42 +178,42 @@ const quiet = 2 * time.Second
 
 // progress is shown on standard error, if that is a terminal.
 type progress struct {
-	w     io.Writer // nil where nothing is shown
-	what  string
-	total int64 // -1 unknown
-	bytes bool
-	n     int64
-	since time.Time
-	bar   *progressbar.ProgressBar
+	n   int64
+	bar *progressbar.ProgressBar // nil where nothing is shown
 }
 
 func (o *output) newProgress(what string, total int64, bytes bool) *progress {
-	p := &progress{what: what, total: total, bytes: bytes, since: time.Now()}
-	if o.progress {
-		p.w = o.errw
+	if !o.progress {
+		return &progress{}
 	}
-	return p
+	return &progress{bar: progressbar.NewOptions64(total,
+		progressbar.OptionSetWriter(&late{o.errw, time.Now()}),
+		progressbar.OptionSetDescription(what),
+		progressbar.OptionShowBytes(bytes),
+		progressbar.OptionShowCount(),
+		progressbar.OptionThrottle(100*time.Millisecond),
+		progressbar.OptionClearOnFinish(),
+	)}
+}
+
+// late shows nothing at first.
+type late struct {
+	w     io.Writer
+	since time.Time
+}
+
+func (l *late) Write(p []byte) (int, error) {
+	if time.Since(l.since) < quiet {
+		return len(p), nil
+	}
+	return l.w.Write(p)
 }
 
 func (p *progress) set(n int64) {
 	p.n = n
-	if p.w == nil {
-		return
+	if p.bar != nil {
+		_ = p.bar.Set64(n) // only a display
 	}
-	if p.bar == nil {
-		if time.Since(p.since) < quiet {
-			return
-		}
-		p.bar = progressbar.NewOptions64(p.total,
-			progressbar.OptionSetWriter(p.w),
-			progressbar.OptionSetDescription(p.what),
-			progressbar.OptionShowBytes(p.bytes),
-			progressbar.OptionShowCount(),
-			progressbar.OptionThrottle(100*time.Millisecond),
-			progressbar.OptionClearOnFinish(),
-		)
-	}
-	_ = p.bar.Set64(n) // only a display
 }
 
 func (p *progress) end() {
