@@ -277,10 +277,10 @@ func TestManyClientsOnOneKey(t *testing.T) {
 	var mu sync.Mutex
 	var fids []protocol.FID
 	var clients sync.WaitGroup
-	for i := range 16 {
+	for i := range 12 {
 		c := e.dial()
 		clients.Go(func() {
-			for j := range 5 {
+			for j := range 4 {
 				s := c.open("domain=toast&key=k")
 				put(t, s.path, "x")
 				if got := c.ask(s.close("toast", "k", "&size=1")); got != "OK " {
@@ -322,7 +322,7 @@ func TestManyClients(t *testing.T) {
 	for i := range 100 {
 		c := e.dial()
 		clients.Go(func() {
-			for j := range 20 {
+			for j := range 8 {
 				id := fmt.Sprintf("%d-%d", i, j)
 				want := "callid=" + id
 				if got := c.ask("get_paths domain=toast&key=k&noverify=1&callid=" + id); !strings.HasPrefix(got, "OK ") || !strings.HasSuffix(got, want) {
