@@ -10,7 +10,9 @@ import (
 	"io/fs"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -132,11 +134,16 @@ func (m model) check(t *testing.T, v *volume.Volume, disk *simdisk.Disk, when st
 // TestCrashes runs random operations on a disk whose power is cut at random
 // moments, between operations and within, and whose operations fail. Whatever
 // was acknowledged is there afterwards, whole, and nothing else is.
+// MOGILE_TEST_SCALE multiplies the rounds.
 func TestCrashes(t *testing.T) {
 	t.Parallel()
-	rounds := 60
-	if testing.Short() {
-		rounds = 10
+	rounds := 20
+	if s := os.Getenv("MOGILE_TEST_SCALE"); s != "" {
+		scale, err := strconv.Atoi(s)
+		if err != nil || scale < 1 {
+			t.Fatalf("MOGILE_TEST_SCALE is %q, want a number above 0", s)
+		}
+		rounds *= scale
 	}
 	for _, kind := range kinds {
 		t.Run(kind.name, func(t *testing.T) {

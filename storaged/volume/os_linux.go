@@ -313,9 +313,9 @@ func (r *osRoot) Space() (Space, error) {
 		if err != nil {
 			return Space{}, &fs.PathError{Op: "statfs", Path: ".", Err: err}
 		}
-		unit := st.Frsize
+		unit := int64(st.Frsize)
 		if unit == 0 {
-			unit = st.Bsize
+			unit = int64(st.Bsize)
 		}
 		return Space{Used: int64(st.Blocks-st.Bfree) * unit, Available: int64(st.Bavail) * unit}, nil
 	}

@@ -258,7 +258,7 @@ func TestFailures(t *testing.T) {
 			t.Run(fmt.Sprintf("%s/%v", kind.name, c.fault), func(t *testing.T) {
 				t.Parallel()
 				for _, old := range []string{"", "old"} {
-					for skip := range 100 {
+					for skip := range 40 {
 						disk := simulate(t, kind.disk, kind.own)
 						d, v := openSim(t, disk, volume.Options{})
 						if old != "" {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -239,5 +240,268 @@ func TestErrors(t *testing.T) {
 	}
 	if got, _ := os.ReadFile(secret); string(got) != "secret" {
 		t.Errorf("the file outside is %q now", got)
+	}
+}
+
+func TestUpdate(t *testing.T) {
+	t.Parallel()
+	d := openDir(t, t.TempDir(), volume.Options{}, 1)
+	v := get(t, d, 1)
+	ctx := context.Background()
+	write := func(name string, at int64, data []byte) {
+		t.Helper()
+		u, err := v.Update(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := u.WriteAt(data, at); err != nil {
+			t.Fatal(err)
+		}
+		if err := u.Commit(ctx); err != nil {
+			t.Fatal(err)
+		}
+		u.Abort()
+		if _, err := u.WriteAt(data, at); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("WriteAt after Commit: %v", err)
+		}
+		if err := u.Commit(ctx); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("second Commit: %v", err)
+		}
+	}
+	expect := func(name string, want []byte) {
+		t.Helper()
+		if got, err := read(v, name); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("read %.80q, %v, want %.80q", got, err, want)
+		}
+		f, err := v.Open(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if sum, ok := f.Sum(); ok {
+			t.Errorf("sum %v after writing in place", sum)
+		}
+	}
+	write(name42, 5, []byte("x")) // the specification's example
+	expect(name42, []byte("\x00\x00\x00\x00\x00x"))
+	write(name42, 1, []byte("ab"))
+	expect(name42, []byte("\x00ab\x00\x00x"))
+	mustPut(t, v, name42, []byte("whole content"))
+	write(name42, 13, content(3, 200_000))
+	expect(name42, append([]byte("whole content"), content(3, 200_000)...))
+
+	u, err := v.Update(ctx, "never/written")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.Abort()
+	if _, err := v.Stat(ctx, "never/written"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("an update that was given up: %v", err)
+	}
+	u, err = v.Update(ctx, "new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.WriteAt([]byte("x"), -1); !errors.Is(err, fs.ErrInvalid) {
+		t.Errorf("negative offset: %v", err)
+	}
+	u.Abort()
+}
+
+func TestAbort(t *testing.T) {
+	t.Parallel()
+	dir, ctx := t.TempDir(), context.Background()
+	d := openDir(t, dir, volume.Options{}, 1)
+	v := get(t, d, 1)
+	mustPut(t, v, name42, []byte("old"))
+	for _, size := range []int{0, 10, 300_000} {
+		u, err := v.Create(ctx, name42)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := u.Write(make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		if u.Size() != int64(size) {
+			t.Errorf("Size = %d, want %d", u.Size(), size)
+		}
+		u.Abort()
+		if _, err := u.Write([]byte("x")); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Write after Abort: %v", err)
+		}
+		if err := u.Commit(ctx); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Commit after Abort: %v", err)
+		}
+	}
+	cancelled, cancel := context.WithCancel(ctx)
+	u, err := v.Create(cancelled, name42)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := u.Write(make([]byte, 300_000)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	if err := u.Commit(cancelled); !errors.Is(err, context.Canceled) {
+		t.Errorf("Commit with a context that has ended: %v", err)
+	}
+	if got, err := read(v, name42); string(got) != "old" || err != nil {
+		t.Errorf("read %q, %v", got, err)
+	}
+	if diff := cmp.Diff([]string{name42}, files(t, filepath.Join(dir, "dev1"))); diff != "" {
+		t.Errorf("files (-want +got):\n%s", diff)
+	}
+}
+
+func TestWriteVolatile(t *testing.T) {
+	t.Parallel()
+	d := openDir(t, t.TempDir(), volume.Options{}, 1)
+	v := get(t, d, 1)
+	for _, text := range []string{"one", "two"} {
+		if err := v.WriteVolatile(context.Background(), "usage", []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := read(v, "usage"); string(got) != text || err != nil {
+			t.Errorf("read %q, %v", got, err)
+		}
+	}
+}
+
+// TestReaderOfReplaced keeps reading what it opened.
+func TestReaderOfReplaced(t *testing.T) {
+	t.Parallel()
+	d := openDir(t, t.TempDir(), volume.Options{}, 1)
+	v := get(t, d, 1)
+	old := content(1, 300_000)
+	mustPut(t, v, name42, old)
+	f, err := v.Open(context.Background(), name42)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustPut(t, v, name42, []byte("new"))
+	if err := v.Remove(context.Background(), name42); err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(f)
+	if err != nil || !bytes.Equal(got, old) {
+		t.Errorf("read %d bytes, %v", len(got), err)
+	}
+	if f.OSFile() == nil {
+		t.Error("no file for sendfile")
+	}
+	part := make([]byte, 100)
+	if n, err := f.ReadAt(part, 299_950); n != 50 || err != io.EOF || !bytes.Equal(part[:50], old[299_950:]) {
+		t.Errorf("ReadAt = %d, %v", n, err)
+	}
+	f.Close()
+	f.Close()
+	if _, err := f.Read(part); !errors.Is(err, fs.ErrClosed) {
+		t.Errorf("Read after Close: %v", err)
+	}
+}
+
+// TestCorrupt finds a byte that changed behind our back.
+func TestCorrupt(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d := openDir(t, dir, volume.Options{}, 1)
+	v := get(t, d, 1)
+	mustPut(t, v, name42, content(1, 100_000))
+	verify := func() error {
+		t.Helper()
+		f, err := v.Open(context.Background(), name42)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		_, err = f.Verify(context.Background())
+		return err
+	}
+	if err := verify(); errors.Is(err, volume.ErrNoSum) {
+		t.Skip("the filesystem keeps no extended attributes")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	h, err := os.OpenFile(filepath.Join(dir, "dev1", name42), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if _, err := h.WriteAt([]byte("x"), 77_777); err != nil {
+		t.Fatal(err)
+	}
+	if err := verify(); !errors.Is(err, volume.ErrCorrupt) {
+		t.Errorf("a changed byte: %v", err)
+	}
+	if err := h.Truncate(50_000); err != nil {
+		t.Fatal(err)
+	}
+	if err := verify(); !errors.Is(err, volume.ErrCorrupt) {
+		t.Errorf("a shorter file: %v", err)
+	}
+}
+
+// TestManyClients changes few names from many sides at once. Each file that is
+// read is whole.
+func TestManyClients(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d := openDir(t, dir, volume.Options{Slots: 4}, 1)
+	v := get(t, d, 1)
+	var wg sync.WaitGroup
+	for i := range 16 {
+		rng := rand.New(rand.NewPCG(uint64(i), 0))
+		wg.Go(func() {
+			for range 40 {
+				name := fmt.Sprintf("%d/file", rng.IntN(3))
+				switch rng.IntN(4) {
+				case 0:
+					if err := v.Remove(context.Background(), name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+						t.Error(err)
+					}
+				case 1:
+					got, err := read(v, name)
+					if err != nil && !errors.Is(err, fs.ErrNotExist) {
+						t.Error(err)
+					}
+					if err == nil && !bytes.Equal(got, bytes.Repeat(got[:1], 20_000+int(got[0]))) {
+						t.Errorf("%d bytes of several files", len(got))
+					}
+				default:
+					b := byte(rng.IntN(200))
+					if err := put(v, name, bytes.Repeat([]byte{b}, 20_000+int(b))); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, name := range files(t, filepath.Join(dir, "dev1")) {
+		if strings.HasPrefix(name, ".mogile/tmp/") {
+			t.Errorf("left behind: %s", name)
+		}
+	}
+	if n := v.Busy(); n != 0 {
+		t.Errorf("%d slots are taken", n)
+	}
+}
+
+func TestModes(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	d := openDir(t, dir, volume.Options{}, 1)
+	v := get(t, d, 1)
+	mustPut(t, v, "a/b", nil)
+	probe := filepath.Join(dir, "probe")
+	if err := errors.Join(os.Mkdir(probe, 0o777), os.WriteFile(probe+"/f", nil, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	for got, want := range map[string]string{"dev1/a": "probe", "dev1/a/b": "probe/f"} {
+		g, err1 := os.Stat(filepath.Join(dir, got))
+		w, err2 := os.Stat(filepath.Join(dir, want))
+		if err1 != nil || err2 != nil || g.Mode() != w.Mode() {
+			t.Errorf("%s: %v, %v; want %v, %v", got, g.Mode(), err1, w.Mode(), err2)
+		}
 	}
 }
