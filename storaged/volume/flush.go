@@ -141,7 +141,11 @@ func (v *Volume) flushAll() error {
 func (v *Volume) shared(flush func() error) error {
 	v.slots.await()
 	defer v.slots.release()
-	if err := flush(); err != nil {
+	err := flush()
+	if errors.Is(err, fs.ErrNotExist) { // somebody removed the directory; no write failed
+		return err
+	}
+	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrFlush, errno(err))
 		if v.failed.CompareAndSwap(nil, &err) {
 			v.log.Error().Err(err).Msg("device takes no more writes until it is opened anew")

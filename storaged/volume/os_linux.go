@@ -28,14 +28,16 @@ func (OS) OpenRoot(dir string) (Root, error) {
 	if err != nil {
 		return nil, err
 	}
-	beneath, err := os.OpenRoot("/proc/self/fd/" + strconv.Itoa(int(f.Fd())))
-	if err != nil { // no /proc
+	fd := int(f.Fd())
+	beneath, err := os.OpenRoot(procName(fd))
+	proc := err == nil
+	if !proc {
 		if beneath, err = os.OpenRoot(dir); err != nil {
 			f.Close()
 			return nil, err
 		}
 	}
-	return &osRoot{dir: f, fd: int(f.Fd()), beneath: beneath}, nil
+	return &osRoot{dir: f, fd: fd, beneath: beneath, proc: proc}, nil
 }
 
 // Mount implements [FS] by /proc/self/mountinfo, which does not touch the disk.
@@ -114,6 +116,7 @@ type osRoot struct {
 	dir     *os.File
 	fd      int // of dir
 	beneath *os.Root
+	proc    bool        // /proc is mounted
 	old     atomic.Bool // openat2 is not there
 }
 
@@ -184,7 +187,15 @@ func (r *osRoot) Open(name string, flag int) (Handle, error) {
 	return osHandle{f}, nil
 }
 
+// procName is a name for an open file.
+func procName(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
+// OpenUnnamed needs /proc for Link: linkat(2) takes a bare descriptor from
+// privileged processes only.
 func (r *osRoot) OpenUnnamed(dir string) (Handle, error) {
+	if !r.proc {
+		return nil, errors.ErrUnsupported
+	}
 	f, err := r.open(dir, unix.O_TMPFILE|unix.O_RDWR)
 	switch {
 	case err == nil:
@@ -196,9 +207,9 @@ func (r *osRoot) OpenUnnamed(dir string) (Handle, error) {
 }
 
 func (r *osRoot) Link(h Handle, name string) error {
-	f := h.OSFile()
+	file := procName(int(h.OSFile().Fd()))
 	return r.at("link", name, func(dir int, base string) error {
-		return unix.Linkat(unix.AT_FDCWD, "/proc/self/fd/"+strconv.Itoa(int(f.Fd())), dir, base, unix.AT_SYMLINK_FOLLOW)
+		return unix.Linkat(unix.AT_FDCWD, file, dir, base, unix.AT_SYMLINK_FOLLOW)
 	})
 }
 
@@ -344,13 +355,12 @@ func (h osHandle) Stat() (Info, error) {
 }
 
 func (h osHandle) WriteOut(off, n int64) error {
-	const flags = unix.SYNC_FILE_RANGE_WRITE
-	if off >= n {
-		if err := unix.SyncFileRange(int(h.Fd()), off-n, n, unix.SYNC_FILE_RANGE_WAIT_BEFORE); err != nil {
-			return &fs.PathError{Op: "sync_file_range", Path: h.Name(), Err: err}
-		}
+	fd := int(h.Fd())
+	err := unix.SyncFileRange(fd, off, n, unix.SYNC_FILE_RANGE_WRITE)
+	if err == nil && off >= n {
+		err = unix.SyncFileRange(fd, off-n, n, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
 	}
-	if err := unix.SyncFileRange(int(h.Fd()), off, n, flags); err != nil {
+	if err != nil && err != unix.ENOSYS {
 		return &fs.PathError{Op: "sync_file_range", Path: h.Name(), Err: err}
 	}
 	return nil

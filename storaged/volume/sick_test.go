@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math/rand/v2"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -347,5 +348,44 @@ func TestFailedFlush(t *testing.T) {
 		if err := d.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestDirectoryRemoved removes a file, while somebody else removes the directory
+// that is empty now: that is no failed flush.
+func TestDirectoryRemoved(t *testing.T) {
+	t.Parallel()
+	for seed := range uint64(20) {
+		synctest.Test(t, func(t *testing.T) {
+			disk := simulate(t, simdisk.Options{}, false)
+			d, v := openSim(t, disk, volume.Options{})
+			mustPut(t, v, "a/b/file", []byte("x"))
+			root, err := disk.OpenRoot("/docroot/dev1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			heal := disk.Inject(simdisk.Fault{Ops: []simdisk.Op{simdisk.OpSyncDir}, Hang: true})
+			done := make(chan error, 1)
+			go func() { done <- v.Remove(context.Background(), "a/b/file") }()
+			synctest.Wait()
+			if err := root.Rmdir("a/b"); err != nil {
+				t.Fatal(err)
+			}
+			heal()
+			if err := errors.Join(<-done, v.Failed()); err != nil {
+				t.Error(err)
+			}
+			mustPut(t, v, "a/b/file", []byte("y")) // makes the directory anew
+			if err := v.Remove(context.Background(), "a/b/file"); err != nil {
+				t.Error(err)
+			}
+			if err := d.Close(); err != nil {
+				t.Error(err)
+			}
+			disk = disk.Crash(rand.New(rand.NewPCG(seed, 0)))
+			if left := disk.Files("/docroot/dev1/a"); len(left) != 0 {
+				t.Errorf("seed %d: after a crash there is %q", seed, left)
+			}
+		})
 	}
 }

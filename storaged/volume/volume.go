@@ -231,10 +231,16 @@ func (v *Volume) Remove(ctx context.Context, name string) error {
 			}
 		}
 		t.release()
-		if e := v.flushNames(parent(name)); e != nil {
-			return struct{}{}, e
+		for dir := parent(name); ; dir = parent(dir) {
+			e := v.flushNames(dir)
+			if errors.Is(e, fs.ErrNotExist) && dir != "." {
+				continue // somebody removed the empty directory: that has to last now
+			}
+			if e != nil {
+				return struct{}{}, e
+			}
+			return struct{}{}, err
 		}
-		return struct{}{}, err
 	}, nil, unlock)
 	return wrap("remove", v.id, name, err)
 }
