@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -218,7 +219,11 @@ func TestCreateClose(t *testing.T) {
 	taken := func(s stored) {
 		t.Helper()
 		d := e.debug(s.fid)
-		if d.File != nil || d.Tempfile != nil || !cmp.Equal(d.Devices, []protocol.DevID{s.dev}) || e.queues(s.fid) != "delete" {
+		// What the other devices that were offered may hold goes too.
+		deletions := slices.DeleteFunc(slices.Clone(d.Queues), func(q schema.QueueRow) bool {
+			return q.Queue == schema.QueueCopyDelete && *q.DevID != s.dev
+		})
+		if d.File != nil || d.Tempfile != nil || !cmp.Equal(d.Devices, []protocol.DevID{s.dev}) || len(deletions) != 1 || deletions[0].Queue != schema.QueueDelete {
 			t.Errorf("upload of fid %d was not taken back: %+v", s.fid, d)
 		}
 	}

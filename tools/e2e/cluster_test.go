@@ -360,6 +360,13 @@ func (c *Cluster) setUp() {
 // WaitWriteable waits until every tracker sees every device take files.
 func (c *Cluster) WaitWriteable() {
 	c.t.Helper()
+	// What a tracker saw before a daemon was killed says nothing of the new one.
+	for _, h := range c.Hosts {
+		within(c.t, 20*time.Second, h.Name+" serves", func() error {
+			_, err := fetch(fmt.Sprintf("http://%s:%d/", h.IP, c.Port))
+			return err
+		})
+	}
 	for i := range c.Addrs {
 		c.WaitWriteableOn(i)
 	}

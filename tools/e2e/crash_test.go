@@ -168,6 +168,28 @@ func TestBrokenUploadLeavesNothing(t *testing.T) {
 	}
 }
 
+// TestOtherDestinationsGo stores an upload on two of the devices that were
+// offered, as when a daemon dies before it can answer, and closes it on the
+// second, or gives it up: nothing stays on the others.
+func TestOtherDestinationsGo(t *testing.T) {
+	t.Parallel()
+	c := StartCluster(t, Spec{})
+	for _, key := range []string{"kept", ""} {
+		fields := c.Do("create_open", "domain="+domain, "key="+key, "class=single", "multi_dest=1")
+		put(t, fields.Get("path_1"), []byte("body"))
+		put(t, fields.Get("path_2"), []byte("body"))
+		c.Do("create_close", "domain="+domain, "key="+key, "fid="+fields.Get("fid"), "devid="+fields.Get("devid_2"), "path="+fields.Get("path_2"), "size=4")
+	}
+	within(t, time.Minute, "one file is left", func() error {
+		files, err := c.FilesOnDisk()
+		if err == nil && len(files) != 1 {
+			err = fmt.Errorf("%q", files)
+		}
+		return err
+	})
+	c.CheckFile("kept", c.WaitPolicy("kept", 1), []byte("body"))
+}
+
 // TestAbandonedUploadsGo lets uploads grow old without a close: their bytes go.
 func TestAbandonedUploadsGo(t *testing.T) {
 	t.Parallel()
