@@ -124,22 +124,21 @@ func (s *Store) closeAll(ctx context.Context, calls []schema.Close, outcomes []e
 		b.Queue(durable)
 		b.Queue(setLockTimeout, wait.String())
 		b.Queue(shareDomains, domainSpace, a.used)
-		b.Queue(closeNew, a.fids, a.dmids, a.keys, a.lengths, a.classes, a.devids, a.hashes, a.sums).Query(func(rows pgx.Rows) error {
-			var fid int64
-			var domain, gone bool
-			var pending string
-			_, err := pgx.ForEachRow(rows, []any{&fid, &domain, &gone, &pending}, func() error {
-				switch outcome := &outcomes[at[fid]]; {
-				case !domain:
-					*outcome = protocol.Err("unreg_domain")
-				case !gone:
-					*outcome = protocol.ErrNoTempfile
-				default:
-					*outcome = nil
-				}
-				return nil
-			})
-			return err
+		b.Queue(closeNew, a.fids, a.dmids, a.keys, a.lengths, a.classes, a.devids, a.hashes, a.sums).QueryRow(func(row pgx.Row) error {
+			var known, gone []int64
+			if err := row.Scan(&known, &gone, nil); err != nil {
+				return err
+			}
+			for i := range outcomes {
+				outcomes[i] = protocol.Err("unreg_domain")
+			}
+			for _, fid := range known {
+				outcomes[at[fid]] = protocol.ErrNoTempfile
+			}
+			for _, fid := range gone {
+				outcomes[at[fid]] = nil
+			}
+			return nil
 		})
 		b.Queue(closeLock, a.fids, a.dmids, a.keys)
 		b.Queue(closeOver, s.offset(), a.fids, a.dmids, a.keys, a.lengths, a.classes)
@@ -164,10 +163,8 @@ const (
 			ON CONFLICT (fid) DO UPDATE SET hashtype = EXCLUDED.hashtype, checksum = EXCLUDED.checksum),
 		queued AS (INSERT INTO file_to_replicate (fid, nexttry) SELECT fid, 0 FROM gone
 			ON CONFLICT (fid) DO UPDATE SET nexttry = 0)
-		SELECT c.fid, c.known, gone.fid IS NOT NULL, p.pending
-		FROM c LEFT JOIN gone USING (fid) CROSS JOIN (SELECT set_config('mogile.pending',
-			(SELECT '{' || coalesce(string_agg(fid::text, ','), '') || '}' FROM gone WHERE fid NOT IN (SELECT fid FROM fresh)),
-			true) AS pending OFFSET 0) AS p`
+		SELECT ARRAY(SELECT fid FROM c WHERE known), ARRAY(SELECT fid FROM gone), set_config('mogile.pending',
+			(SELECT '{' || coalesce(string_agg(fid::text, ','), '') || '}' FROM gone WHERE fid NOT IN (SELECT fid FROM fresh)), true)`
 
 	closePending = `= ANY (current_setting('mogile.pending', true)::int8[])`
 

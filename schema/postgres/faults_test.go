@@ -165,7 +165,7 @@ func TestChangesSurviveALostConnection(t *testing.T) {
 	defer cancel()
 	changes := s.Changes(ctx)
 	listening := func() int {
-		return query[int](t, d.dsn, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN mogile_changes'`)
+		return query[int](t, d.dsn, `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN mogile_changes' AND state = 'idle'`)
 	}
 	eventually(t, "the store listens", func() bool { return listening() == 1 })
 	if err := s.Announce(ctx); err != nil {
@@ -174,18 +174,26 @@ func TestChangesSurviveALostConnection(t *testing.T) {
 	if err := other.Announce(ctx); err != nil {
 		t.Fatal(err)
 	}
-	<-changes
+	next := func() {
+		t.Helper()
+		select {
+		case <-changes:
+		case <-time.After(30 * time.Second):
+			t.Fatal("no change is delivered")
+		}
+	}
+	next()
 	select {
 	case <-changes:
 		t.Error("a store's own announcement is delivered to it")
 	default:
 	}
 	exec(t, d.dsn, `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query = 'LISTEN mogile_changes'`)
-	<-changes // some may have been missed
+	next() // some may have been missed
 	if err := other.Announce(ctx); err != nil {
 		t.Fatal(err)
 	}
-	<-changes
+	next()
 	cancel()
 	for range changes {
 	}

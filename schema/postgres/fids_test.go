@@ -124,8 +124,9 @@ func TestKilledServerNeverIssuesAFIDTwice(t *testing.T) {
 			wg.Go(func() {
 				for ctx.Err() == nil {
 					fid, err := s.CreateTempfile(ctx, schema.Tempfile{DMID: 1, Key: "k", DevIDs: []protocol.DevID{1}})
-					if err != nil {
-						return // the server is gone
+					if err != nil { // the server is gone, or not yet back
+						_ = pause(ctx, 5*time.Millisecond)
+						continue
 					}
 					mu.Lock()
 					if r, ok := seen[fid]; ok {

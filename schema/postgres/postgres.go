@@ -116,10 +116,10 @@ func (s *Store) start(ctx context.Context) error {
 	}
 	s.fids = newFIDBlocks(s.life, s.allocate)
 	s.tempfiles = newCoalescer(s.life, coalescing[schema.Tempfile, bool]{
-		batches: 3, size: 64, run: s.insertTempfiles, retry: s.retryAlone,
+		batches: 2, size: 64, run: s.insertTempfiles, retry: s.retryAlone,
 	})
 	s.closes = newCoalescer(s.life, coalescing[schema.Close, error]{
-		batches: 3, size: 64, run: s.closeBatch, alone: s.closeAlone, retry: s.retryAlone,
+		batches: 2, size: 64, run: s.closeBatch, alone: s.closeAlone, retry: s.retryAlone,
 		keys: func(c schema.Close) [2]any { return [2]any{keyName{c.DMID, c.Key}, c.FID} },
 	})
 	s.finds = newCoalescer(s.life, coalescing[keyName, foundFile]{
@@ -198,8 +198,15 @@ func prepareConn(c *pgx.ConnConfig) {
 
 // afterConnect sets up a session. The time-outs end statements whose client
 // has gone; callers have shorter ones of their own.
+//
+// The statements are few, and look up rows by the thousand ways of an index.
+// Plans are therefore made once, not for every batch, which would take longer
+// than its execution, and in a way that stays right when a table that was empty
+// has grown by millions of rows before the server has looked at it again.
 func afterConnect(ctx context.Context, conn *pgx.Conn) error {
 	sql := `SET statement_timeout = '60s'; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '60s';
+		SET plan_cache_mode = force_generic_plan; SET jit = off;
+		SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
 		SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'`
 	if conn.PgConn().ParameterStatus("server_encoding") == "SQL_ASCII" {
 		sql += `; SET client_encoding = SQL_ASCII` // else the server refuses bytes that are not UTF-8

@@ -24,9 +24,10 @@ type database struct {
 }
 
 func fresh(t testing.TB, o storetest.Options) storetest.Database {
-	d := database{pgtest.DSN(t), o.ClockOffset}
-	migrate(t, d.dsn, schema.MigrateOptions{Unseal: true})
-	return d
+	return database{pgtest.Clone(t, "unsealed", func(dsn string) error {
+		_, err := Migrate(context.Background(), Options{DSN: dsn}, schema.MigrateOptions{Unseal: true})
+		return err
+	}), o.ClockOffset}
 }
 
 func (d database) Open(t testing.TB) schema.Store {

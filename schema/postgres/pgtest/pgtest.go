@@ -65,9 +65,45 @@ func DSN(t testing.TB) string {
 	return Database(t, "")
 }
 
+// Clone is like [DSN], but the database is a copy of a template that fill made,
+// once in the process for each name. fill must close its connections.
+func Clone(t testing.TB, template string, fill func(dsn string) error) string {
+	t.Helper()
+	server := sharedServer(t)
+	templates.mu.Lock()
+	defer templates.mu.Unlock()
+	name := "template_" + template
+	if !templates.made[name] {
+		err := server.exec(`DROP DATABASE IF EXISTS ` + name) // of a fill that failed
+		if err == nil {
+			err = server.exec(`CREATE DATABASE ` + name)
+		}
+		if err == nil {
+			err = fill(server.dsn(name))
+		}
+		if err != nil {
+			t.Fatalf("template %s: %v", template, err)
+		}
+		templates.made[name] = true
+	}
+	return server.Database(t, "TEMPLATE "+name)
+}
+
+// templates are the databases that Clone copies.
+var templates = struct {
+	mu   sync.Mutex
+	made map[string]bool
+}{made: make(map[string]bool)}
+
 // Database is like [DSN], with options for CREATE DATABASE, such as "ENCODING
 // 'SQL_ASCII' LOCALE 'C' TEMPLATE template0".
 func Database(t testing.TB, options string) string {
+	t.Helper()
+	return sharedServer(t).Database(t, options)
+}
+
+// sharedServer is the server of [DSN], started by the first test that needs it.
+func sharedServer(t testing.TB) *Server {
 	t.Helper()
 	need(t)
 	shared.once.Do(func() {
@@ -78,7 +114,7 @@ func Database(t testing.TB, options string) string {
 	if shared.err != nil {
 		t.Fatal(shared.err)
 	}
-	return shared.server.Database(t, options)
+	return shared.server
 }
 
 // ServerOptions describe a server of its own.
