@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/storaged/volume"
 	"github.com/mogile/mogile/storaged/volume/simdisk"
@@ -88,7 +90,7 @@ func TestFailingDisk(t *testing.T) {
 		t.Errorf("unreadable in the middle: %d bytes, %v", len(got), err)
 	}
 	clear()
-	for _, op := range []simdisk.Op{simdisk.OpWrite, simdisk.OpSyncFS, simdisk.OpCreate, simdisk.OpLink} {
+	for _, op := range []simdisk.Op{simdisk.OpWrite, simdisk.OpCreate, simdisk.OpLink} {
 		clear = fault(op, 0)
 		if r := d.put("/dev1/g", "new"); r.StatusCode != 500 {
 			t.Errorf("%s fails: PUT: %s", op, r.Status)
@@ -102,6 +104,22 @@ func TestFailingDisk(t *testing.T) {
 	clear()
 	if got := userFiles(disk); !slices.Equal(got, []string{docrootSim + "/dev1/f"}) {
 		t.Errorf("files %v", got)
+	}
+	// After a failed flush of the filesystem nobody knows what is on disk: the
+	// device is only read.
+	clear = fault(simdisk.OpSyncFS, 0)
+	if r := d.put("/dev1/g", "new"); r.StatusCode != 503 {
+		t.Errorf("flush fails: PUT: %s", r.Status)
+	}
+	clear()
+	if r := d.put("/dev1/g", "new"); r.StatusCode != 503 {
+		t.Errorf("after a failed flush: PUT: %s", r.Status)
+	}
+	if r := d.get("/dev1/f"); r.StatusCode != 200 {
+		t.Errorf("after a failed flush: GET: %s", r.Status)
+	}
+	if n, err := testutil.GatherAndCount(d.Registry(), "mogile_device_flush_failed"); n != 1 || err != nil {
+		t.Errorf("%d devices have mogile_device_flush_failed: %v", n, err)
 	}
 	eventually(t, "all files are closed", func() bool { return disk.Open() == 0 })
 }

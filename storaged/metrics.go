@@ -84,6 +84,8 @@ var (
 		"Bytes that may still be written to the device's file system. Add devices before it is gone.", []string{"devid"}, nil)
 	deviceSick = prometheus.NewDesc("mogile_device_sick",
 		"1 while the device does not answer, or cannot tell how full it is. Look at the disk, and mark the device down or dead.", []string{"devid"}, nil)
+	deviceFailed = prometheus.NewDesc("mogile_device_flush_failed",
+		"1 since a flush of the device failed: it takes no more writes. Look at the disk and the kernel's log, mount it anew and restart the daemon, or mark the device dead.", []string{"devid"}, nil)
 )
 
 // Describe implements prometheus.Collector.
@@ -91,6 +93,7 @@ func (deviceCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- deviceUsed
 	ch <- deviceFree
 	ch <- deviceSick
+	ch <- deviceFailed
 }
 
 // Collect implements prometheus.Collector.
@@ -104,5 +107,10 @@ func (c deviceCollector) Collect(ch chan<- prometheus.Metric) {
 			ch <- prometheus.MustNewConstMetric(deviceFree, prometheus.GaugeValue, float64(u.Available)*1024, dev)
 		}
 		ch <- prometheus.MustNewConstMetric(deviceSick, prometheus.GaugeValue, sick, dev)
+		failed := 0.0
+		if v.Failed() != nil {
+			failed = 1
+		}
+		ch <- prometheus.MustNewConstMetric(deviceFailed, prometheus.GaugeValue, failed, dev)
 	}
 }

@@ -332,7 +332,7 @@ func statusOf(err error) int {
 	case errors.Is(err, volume.ErrBadName), errors.Is(err, errWrongSum), errors.Is(err, errBadSum),
 		errors.Is(err, errMalformedBody), errors.Is(err, errBrokenBody):
 		return http.StatusBadRequest
-	case errors.Is(err, volume.ErrSick), errors.Is(err, volume.ErrStale), errors.Is(err, volume.ErrRefused),
+	case errors.Is(err, volume.ErrSick), errors.Is(err, volume.ErrFlush), errors.Is(err, volume.ErrStale), errors.Is(err, volume.ErrRefused),
 		errors.Is(err, context.DeadlineExceeded):
 		return http.StatusServiceUnavailable
 	}

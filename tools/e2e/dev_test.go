@@ -147,6 +147,24 @@ func nonLoopback() string {
 	return ""
 }
 
+// TestToldToStop ends daemons through their own ports.
+func TestToldToStop(t *testing.T) {
+	t.Parallel()
+	c := StartCluster(t, Spec{Hosts: 1})
+	fmt.Fprint(dial(t, c.Addrs[0]), "!shutdown\r\n")
+	fmt.Fprint(dial(t, net.JoinHostPort(c.Hosts[0].IP, fmt.Sprint(c.Port+1))), "shutdown\r\n")
+	for _, p := range []*Process{c.Trackers[0], c.Hosts[0].Process} {
+		select {
+		case <-p.done:
+			if p.exit != nil {
+				t.Errorf("%s: %v", p.name, p.exit)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("%s still runs", p.name)
+		}
+	}
+}
+
 // TestUsage holds exit codes and the texts that say what to do.
 func TestUsage(t *testing.T) {
 	t.Parallel()

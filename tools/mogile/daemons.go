@@ -9,7 +9,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/urfave/cli/v2"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/mogile/mogile/schema"
 	"github.com/mogile/mogile/schema/open"
@@ -112,12 +111,7 @@ func runTracker(c *cli.Context) error {
 		return errors.Join(err, store.Close())
 	}
 	log.Info().Str("dsn", dsnForLog(dbo)).Stringer("listen", t.Addrs()[0]).Str("version", Version()).Msg("tracker starts")
-	g, ctx := errgroup.WithContext(c.Context)
-	g.Go(func() error { return t.Run(ctx) })
-	if statusListener != nil {
-		g.Go(func() error { return serveStatus(ctx, statusListener, t, c.Bool("pprof")) })
-	}
-	err = g.Wait()
+	err = runWithStatus(c.Context, t, statusListener, c.Bool("pprof"))
 	log.Info().Msg("tracker stopped")
 	return errors.Join(err, store.Close())
 }
@@ -211,12 +205,7 @@ func runStoraged(c *cli.Context) error {
 	d.Registry().MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	log.Info().Str("docroot", c.String("docroot")).Stringer("http", d.HTTPAddr()).Stringer("mgmt", d.MgmtAddr()).
 		Str("durability", c.String("durability")).Str("version", Version()).Msg("storage daemon starts")
-	g, ctx := errgroup.WithContext(c.Context)
-	g.Go(func() error { return d.Run(ctx) })
-	if statusListener != nil {
-		g.Go(func() error { return serveStatus(ctx, statusListener, d, c.Bool("pprof")) })
-	}
-	err = g.Wait()
+	err = runWithStatus(c.Context, d, statusListener, c.Bool("pprof"))
 	log.Info().Msg("storage daemon stopped")
 	return err
 }

@@ -219,6 +219,8 @@ func (o devOptions) run(ctx context.Context, stdout io.Writer, profiles bool) (e
 		return err
 	}
 
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
 	g, ctx := errgroup.WithContext(ctx)
 	for i, addr := range o.hosts {
 		d, err := storaged.New(storaged.Options{
@@ -246,13 +248,18 @@ func (o devOptions) run(ctx context.Context, stdout io.Writer, profiles bool) (e
 		return errors.Join(inUse(err, "--listen"), stopGroup(g))
 	}
 	o.listen = t.Addrs()[0].String()
-	g.Go(func() error { return t.Run(ctx) })
 	if statusListener != nil {
 		o.status = statusListener.Addr().String()
-		g.Go(func() error { return serveStatus(ctx, statusListener, t, profiles) })
 	}
 	g.Go(func() error {
+		defer stop() // !shutdown ends the tracker, and with it all
+		return runWithStatus(ctx, t, statusListener, profiles)
+	})
+	g.Go(func() error {
 		if err := o.waitUntilReady(ctx, slices.Concat(devices...)); err != nil {
+			if ctx.Err() != nil {
+				return nil // told to stop before it was ready
+			}
 			return err
 		}
 		o.announce(stdout, time.Since(started))

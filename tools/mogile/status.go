@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
 )
 
 // statusSource is what a daemon shows on its status port.
@@ -34,6 +35,28 @@ func listenStatus(addr string) (net.Listener, error) {
 		return nil, fmt.Errorf("status port: %w", err)
 	}
 	return l, nil
+}
+
+// daemon is what runs behind a status port.
+type daemon interface {
+	statusSource
+	Run(ctx context.Context) error
+}
+
+// runWithStatus runs d, and its status port on l where that is not nil, until
+// ctx ends or d does: it can be told to through a port of its own.
+func runWithStatus(ctx context.Context, d daemon, l net.Listener, profiles bool) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer cancel()
+		return d.Run(ctx)
+	})
+	if l != nil {
+		g.Go(func() error { return serveStatus(ctx, l, d, profiles) })
+	}
+	return g.Wait()
 }
 
 // serveStatus answers on l until ctx ends: /healthz as long as the process
