@@ -97,11 +97,6 @@ func (l *session) tryLock(names []string) (held []string, lost <-chan struct{}, 
 	if l.closed {
 		return nil, nil, errClosed
 	}
-	ctx, cancel := context.WithTimeout(l.s.life, sessionTimeout)
-	defer cancel()
-	if err := l.connect(ctx); err != nil {
-		return nil, nil, err
-	}
 	wanted := make(map[int32]string, len(names))
 	var keys []int32
 	for _, name := range names {
@@ -113,28 +108,48 @@ func (l *session) tryLock(names []string) (held []string, lost <-chan struct{}, 
 			keys = append(keys, k)
 		}
 	}
-	if len(keys) == 0 {
-		return nil, l.lost, nil
-	}
-	rows, err := l.conn.Query(ctx, tryLocks, lockSpace, keys)
-	if err == nil {
-		var k int32
-		var taken bool
-		_, err = pgx.ForEachRow(rows, []any{&k, &taken}, func() error {
-			if taken {
-				held = append(held, wanted[k])
-			}
-			return nil
-		})
-	}
-	if err != nil {
+	ctx, cancel := context.WithTimeout(l.s.life, sessionTimeout)
+	defer cancel()
+	// A session that nobody relied on may have gone unnoticed while it idled,
+	// with a restart of the server: a new one is as good.
+	retry := l.conn != nil && len(l.held) == 0
+	for {
+		if err := l.connect(ctx); err != nil {
+			return nil, nil, err
+		}
+		if len(keys) == 0 {
+			return nil, l.lost, nil
+		}
+		if held, err = l.take(ctx, keys, wanted); err == nil {
+			break
+		}
 		l.lose()
-		return nil, nil, unavailableErr(err)
+		if !retry {
+			return nil, nil, unavailableErr(err)
+		}
+		retry = false
 	}
 	for _, name := range held {
 		l.held[lockKey(name)] = name
 	}
 	return held, l.lost, nil
+}
+
+// take takes those of the keys that are free, and returns their names.
+func (l *session) take(ctx context.Context, keys []int32, names map[int32]string) (held []string, err error) {
+	rows, err := l.conn.Query(ctx, tryLocks, lockSpace, keys)
+	if err != nil {
+		return nil, err
+	}
+	var k int32
+	var taken bool
+	_, err = pgx.ForEachRow(rows, []any{&k, &taken}, func() error {
+		if taken {
+			held = append(held, names[k])
+		}
+		return nil
+	})
+	return held, err
 }
 
 func (l *session) unlock(names []string) error {

@@ -1,15 +1,24 @@
 package sqlite
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 )
 
+// fileLock is a lock file that this process holds.
+type fileLock struct{ *os.File }
+
+// Close gives the lock back. It says so: closing the file alone would leave the
+// lock with a child process that is just being started, and has inherited the
+// descriptor for a moment.
+func (l fileLock) Close() error { return errors.Join(unlock(l.File), l.File.Close()) }
+
 // lockFile takes the lock file that lies beside the database at path. It
-// belongs to one process, until the file returned is closed.
-func lockFile(path string) (*os.File, error) {
+// belongs to one process, until it is closed.
+func lockFile(path string) (*fileLock, error) {
 	name := path + ".lock"
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o644)
 	if err != nil {
@@ -36,5 +45,5 @@ func lockFile(path string) (*os.File, error) {
 		f.Close()
 		return nil, fmt.Errorf("write %s: %w", name, err)
 	}
-	return f, nil
+	return &fileLock{f}, nil
 }

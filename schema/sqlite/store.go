@@ -38,7 +38,7 @@ type Options struct {
 // Store is the embedded [schema.Store].
 type Store struct {
 	o       Options
-	lock    *os.File
+	lock    *fileLock
 	readers *sql.DB
 	reads   sync.Map // statement text to *sql.Stmt
 	writer  *writer

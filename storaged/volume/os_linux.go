@@ -293,6 +293,16 @@ func kernelAtLeast(release string, major, minor int) bool {
 	return err1 == nil && err2 == nil && (x > major || x == major && y >= minor)
 }
 
+// dirLock is the lock of a directory.
+type dirLock struct{ f *os.File }
+
+// Close gives the lock back. It says so: closing the directory alone would leave
+// the lock with a child process that is just being started, and has inherited
+// the descriptor for a moment.
+func (l dirLock) Close() error {
+	return errors.Join(unix.Flock(int(l.f.Fd()), unix.LOCK_UN), l.f.Close())
+}
+
 func (r *osRoot) Lock(dir string) (io.Closer, error) {
 	f, err := r.open(dir, os.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
@@ -301,7 +311,7 @@ func (r *osRoot) Lock(dir string) (io.Closer, error) {
 	for {
 		switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
 		case nil:
-			return f, nil
+			return dirLock{f}, nil
 		case unix.EINTR:
 			continue
 		case unix.EWOULDBLOCK:

@@ -76,8 +76,8 @@ func TestHungHostHoldsNobodyUp(t *testing.T) {
 	c.checkAll(files)
 }
 
-// hostReachable tells whether the tracker would offer the device: it is asked
-// with a file that only fits there.
+// hostReachable tells whether the tracker offers the device when it is asked
+// often for as many as it gives.
 func (c *Cluster) hostReachable(fields protocol.Args, dev string) bool {
 	for range 20 {
 		open, err := c.Try("create_open", "domain="+domain, "key=probe", "multi_dest=1")

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bufio"
 	"bytes"
 	"net"
 	"net/http"
@@ -58,22 +57,4 @@ func put(t testing.TB, url string, body []byte) {
 	if resp.StatusCode/100 != 2 {
 		t.Fatalf("PUT %s: %s", url, resp.Status)
 	}
-}
-
-// ask sends raw bytes to a tracker and reads n lines.
-func ask(t testing.TB, conn net.Conn, raw string, n int) []string {
-	t.Helper()
-	if _, err := conn.Write([]byte(raw)); err != nil {
-		t.Fatal(err)
-	}
-	r := bufio.NewReader(conn)
-	var lines []string
-	for range n {
-		line, err := r.ReadString('\n')
-		if err != nil {
-			t.Fatalf("after %q: %v", lines, err)
-		}
-		lines = append(lines, line)
-	}
-	return lines
 }

@@ -233,7 +233,11 @@ func (w *Worker) handle(ctx context.Context, id int, rng *rand.Rand, lease *work
 	case errors.Is(err, schema.ErrUnavailable):
 		w.o.Outage.Failed(err)
 		work.Pause(ctx, outagePause)
-		return // the row comes back when its lease is over
+		// If the database is still away, the row comes back when its lease is over.
+		if err := lease.GiveBack(ctx, work.LockedDelay); err != nil {
+			w.o.Outage.Failed(err)
+		}
+		return
 	default:
 		w.o.Log.Error().Err(err).Uint64("fid", uint64(job.FID)).Int("worker", id).Msg("replication failed")
 		w.notify(id, "Failed replicating fid %d: %v", job.FID, err)
