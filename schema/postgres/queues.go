@@ -49,8 +49,8 @@ func (t queueTable) device() string {
 	return t.dev
 }
 
-// flags is the column in which the last lease leaves its mark, so that the next
-// one gets another token.
+// flags is the column in which the last lease leaves its mark, 0 before the
+// first, so that the next one gets a later token.
 func (t queueTable) flags() string {
 	if t.queue == schema.QueueDelete { // whose rows are not queued again
 		return "0"
@@ -62,7 +62,7 @@ func (t queueTable) setFlags(token string) string {
 	if t.queue == schema.QueueDelete {
 		return ""
 	}
-	return ", flags = " + token + " % 32768"
+	return ", flags = " + token + " % 32767 + 1"
 }
 
 func (t queueTable) argument() string {
@@ -105,17 +105,20 @@ func (t queueTable) sql(template string) string {
 }
 
 const (
-	// claim leases for $2 seconds and up to $3 more. A token differs from the
-	// row's last one, which flags recalls.
+	// claim leases for $2 seconds and up to $3 more, or for as long as it takes
+	// to get a token later than all that the row had: in flags it finds how far
+	// ahead the last one lies. What seems more than ten minutes is a lease of
+	// hours ago, as flags goes round in nine.
 	claim = `WITH due AS (SELECT fid, {3} AS devid, {5} AS what, {4} AS flags, nexttry FROM {0}
 			WHERE {1} AND nexttry <= ` + now + ` ORDER BY nexttry, fid LIMIT $4 FOR UPDATE SKIP LOCKED),
 		leased AS MATERIALIZED (SELECT due.*, ` + now + ` + $2::int8 + floor(random() * ($3::int8 + 1))::int8 AS until FROM due),
-		j AS MATERIALIZED (SELECT l.fid, l.devid, l.what, l.nexttry AS was,
-			least(l.until + CASE WHEN l.until % 32768 = l.flags THEN 1 ELSE 0 END, 2147483646) AS token FROM leased l)
+		ahead AS (SELECT l.*, (l.flags - 1 - l.until % 32767 + 32767) % 32767 AS last FROM leased l),
+		j AS MATERIALIZED (SELECT a.fid, a.devid, a.what, a.nexttry AS was,
+			least(a.until + CASE WHEN a.flags > 0 AND a.last < 600 THEN a.last + 1 ELSE 0 END, 2147483646) AS token FROM ahead a)
 		UPDATE {0} q SET nexttry = j.token{7} FROM j WHERE {2}
 		RETURNING j.was, q.fid, j.devid, j.what, {6}, q.failcount, q.nexttry`
 
-	renew = `WITH j AS MATERIALIZED (SELECT j.*, least(` + now + ` + $2::int8 + floor(random() * ($3::int8 + 1))::int8, 2147483646) AS token
+	renew = `WITH j AS MATERIALIZED (SELECT j.*, least(greatest(` + now + ` + $2::int8 + floor(random() * ($3::int8 + 1))::int8, j.nexttry + 1), 2147483646) AS token
 			FROM unnest($4::int8[], $5::int8[], $6::text[], $7::int8[], $8::int8[]) j (fid, devid, what, nexttry, at))
 		UPDATE {0} q SET nexttry = j.token{7} FROM j WHERE {2} AND q.nexttry = j.nexttry RETURNING j.at, q.nexttry`
 
@@ -329,14 +332,15 @@ func (s *Store) QueueReplication(ctx context.Context, fids []protocol.FID, from 
 }
 
 // queueReplication moves a row that is there to the earlier time, and always
-// to another one than it had, so that a lease on it ends. Only rows that are
-// parked or urgent may keep their time: those are not leased.
+// to another one than it had, so that a lease on it ends; a second later is no
+// lease's token yet, a second earlier may be. Only rows that are parked or
+// urgent may keep their time: those are not leased.
 const queueReplication = `INSERT INTO file_to_replicate AS q (fid, nexttry, fromdevid)
 	SELECT fid, CASE WHEN $2::int8 = 0 THEN 0 ELSE least(` + now + ` + $2, 2147483647) END, nullif($4::int8, 0)
 	FROM unnest($3::int8[]) fid
 	ON CONFLICT (fid) DO UPDATE SET fromdevid = coalesce(EXCLUDED.fromdevid, q.fromdevid),
 		nexttry = CASE WHEN EXCLUDED.nexttry < q.nexttry THEN EXCLUDED.nexttry
-			WHEN q.nexttry IN (0, 2147483647) THEN q.nexttry ELSE q.nexttry - 1 END`
+			WHEN q.nexttry IN (0, 2147483647) THEN q.nexttry ELSE q.nexttry + 1 END`
 
 // QueueCopyDeletion enters a copy in copy_to_delete.
 func (s *Store) QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error {

@@ -288,6 +288,13 @@ func checkQueuedAgain(e *env) {
 					q, first.NextTry, n, err, second.NextTry)
 			}
 			e.must(again())
+			// Nor may a third lease be taken for one of the two before it.
+			third := e.claimOne(q)
+			if n, err := e.Finish(e.ctx, []schema.Job{first, second}); err != nil || n != 0 {
+				e.Fatalf("queue %s: old leases with tokens %d and %d finished %d, %v of a new one with token %d; want 0",
+					q, first.NextTry, second.NextTry, n, err, third.NextTry)
+			}
+			e.must(again())
 		}
 		if n, err := e.Finish(e.ctx, e.claim(q)); err != nil || n != 1 {
 			e.Errorf("queue %s: finished %d, %v; want 1", q, n, err)

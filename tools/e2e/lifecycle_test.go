@@ -144,9 +144,11 @@ func TestLifeOfFiles(t *testing.T) {
 		}
 
 		// Overwriting moves the key at once; rename keeps the file.
+		deleted := len(files) // fids, in the end
 		for i, f := range files {
 			switch i % 4 {
 			case 0:
+				deleted++
 				f.body = append([]byte("second "), f.body[:min(len(f.body), 4096)]...)
 				if err := c.Put(f.key, f.class, f.body); err != nil {
 					t.Fatal(err)
@@ -161,6 +163,9 @@ func TestLifeOfFiles(t *testing.T) {
 		c.checkListing(files)
 		c.deleteAll(files)
 		c.settled()
+		if got := c.Metric("mogile_delete_fids_total"); int(got) != deleted {
+			t.Errorf("%v fids were deleted, want %d: each once", got, deleted)
+		}
 		for _, p := range c.Trackers {
 			p.Stop()
 		}

@@ -40,6 +40,9 @@ const (
 	sideRetry = 30 * time.Second
 	// sideLog is how seldom its absence is logged (MogileFS 2.73).
 	sideLog = 300 * time.Second
+	// sideShare is the part of NodeTimeout, one in so many, in which a side
+	// channel must tell a size.
+	sideShare = 4
 	// sideRetries is how many kept connections may turn out to be closed
 	// (MogileFS 2.73).
 	sideRetries = 2
@@ -96,7 +99,12 @@ func (c *Client) sideSize(ctx context.Context, url string) (int64, bool) {
 	if s == nil {
 		return 0, false
 	}
-	line, err := c.ask(ctx, s, "size", uri, "", c.o.NodeTimeout)
+	// HTTP can tell as well: of a host that hangs, the client should not hear
+	// after twice its time.
+	share := c.o.NodeTimeout / sideShare
+	short, cancel := context.WithTimeout(ctx, share)
+	defer cancel()
+	line, err := c.ask(short, s, "size", uri, "", share)
 	if err == nil {
 		var n int64
 		if n, err = parseSizeReply(uri, line); err == nil && n >= 0 {

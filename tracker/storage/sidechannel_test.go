@@ -125,6 +125,29 @@ func TestLateReply(t *testing.T) {
 	}
 }
 
+// TestHangingHost: where the side channel and HTTP both say nothing, as of a
+// host that hangs, the caller waits little longer than for HTTP alone.
+func TestHangingHost(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	d.answer(hang("HEAD"))
+	release := make(chan struct{})
+	t.Cleanup(func() { close(release) })
+	side := startSide(t, func(io.Writer, string) bool { <-release; return false })
+	const timeout = 400 * time.Millisecond
+	c := client(t, Options{MgmtPort: side.port, NodeTimeout: timeout})
+	began := time.Now()
+	if _, err := c.Size(t.Context(), d.URL+path1); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("size: %v", err)
+	}
+	if took := time.Since(began); took >= timeout*3/2 {
+		t.Errorf("took %v with a node timeout of %v", took, timeout)
+	}
+	if got := len(side.asked()); got != 1 {
+		t.Errorf("side channel was asked %d times", got)
+	}
+}
+
 func TestAbsentSideChannel(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
