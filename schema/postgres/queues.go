@@ -332,15 +332,14 @@ func (s *Store) QueueReplication(ctx context.Context, fids []protocol.FID, from 
 }
 
 // queueReplication moves a row that is there to the earlier time, and always
-// to another one than it had, so that a lease on it ends; a second later is no
-// lease's token yet, a second earlier may be. Only rows that are parked or
-// urgent may keep their time: those are not leased.
+// to another one than it had, so that a lease on it ends. Only rows that are
+// parked or urgent may keep their time: those are not leased.
 const queueReplication = `INSERT INTO file_to_replicate AS q (fid, nexttry, fromdevid)
 	SELECT fid, CASE WHEN $2::int8 = 0 THEN 0 ELSE least(` + now + ` + $2, 2147483647) END, nullif($4::int8, 0)
 	FROM unnest($3::int8[]) fid
 	ON CONFLICT (fid) DO UPDATE SET fromdevid = coalesce(EXCLUDED.fromdevid, q.fromdevid),
 		nexttry = CASE WHEN EXCLUDED.nexttry < q.nexttry THEN EXCLUDED.nexttry
-			WHEN q.nexttry IN (0, 2147483647) THEN q.nexttry ELSE q.nexttry + 1 END`
+			WHEN q.nexttry IN (0, 2147483647) THEN q.nexttry ELSE q.nexttry - 1 END`
 
 // QueueCopyDeletion enters a copy in copy_to_delete.
 func (s *Store) QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error {
