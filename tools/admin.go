@@ -51,7 +51,7 @@ mogtool device list --all store1`, need{0, -1, false}, []cli.Flag{
 			command("mark", "set a device's status", "HOST DEVID STATUS", `mogtool device mark store1 7 readonly  no new files
 mogtool device mark store1 7 drain     no new files, to be emptied
 mogtool device mark store1 7 down      not to be used for now
-mogtool device mark store1 7 dead      lost for good: its files are copied anew`, need{3, 3, false}, nil, deviceMark),
+mogtool device mark store1 7 dead      lost for good: its copies no longer count`, need{3, 3, false}, nil, deviceMark),
 			command("modify", "change a device", "HOST DEVID", `mogtool device modify store1 7 --weight 50`, need{2, 2, false}, []cli.Flag{
 				&cli.StringFlag{Name: "status", Usage: "`STATUS`: alive, down, dead, readonly or drain"},
 				&cli.IntFlag{Name: "weight", Usage: "`N`; how much it is read from, others having 100"},

@@ -288,7 +288,7 @@ func judge(r *report) []problem {
 		case h.Answer != "ok" && h.Answer != "not asked":
 			add(fmt.Sprintf("start its daemon ('mogile storaged'), or 'mogtool host mark %s down'", h.Host), "host %s does not answer at %s: %s", h.Host, h.Addr, h.Answer)
 		case h.Status == "dead" && slices.ContainsFunc(r.Devices, func(d deviceCheck) bool { return d.Host == h.Host && d.Status != "dead" }):
-			add("mark each of its devices dead, so that their files are copied anew", "host %s is dead, and not all its devices are", h.Host)
+			add("mark each of its devices dead, so that their copies no longer count", "host %s is dead, and not all its devices are", h.Host)
 		}
 	}
 	if len(r.Hosts) > 0 && len(r.Devices) == 0 {
