@@ -159,6 +159,11 @@ type Queues interface {
 	// QueueCopyDeletion enters a copy in copy_to_delete as due now: bytes that
 	// landed on dev and must go.
 	QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what What) error
+	// AnnounceCopy enters a copy in copy_to_delete before its bytes are sent to
+	// dev. The entry is due after delay, so that the bytes go unless AddLocation
+	// removes it before; one that is there already gets the new time, and loses
+	// its lease.
+	AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, what What, delay time.Duration) error
 	// ReplicateNow makes every row of file_to_replicate due that is not, those
 	// parked at the end of time too, and returns how many there were.
 	ReplicateNow(ctx context.Context) (int64, error)

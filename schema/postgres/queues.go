@@ -355,6 +355,18 @@ const copyDueAgain = ` ON CONFLICT (fid, devid, what) DO UPDATE SET nexttry = EX
 
 const queueCopyDeletion = `INSERT INTO copy_to_delete (fid, devid, what, nexttry) VALUES ($2, $3, $4, ` + now + `)` + copyDueAgain
 
+// AnnounceCopy enters a copy whose bytes are about to be sent.
+func (s *Store) AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What, delay time.Duration) error {
+	return s.do(ctx, fmt.Sprintf("announce fid %d on dev%d", fid, dev), func(ctx context.Context) error {
+		_, err := s.pool.Exec(ctx, announceCopy, s.offset(), int64(fid), int64(dev), string(what), seconds(delay))
+		return err
+	})
+}
+
+// announceCopy has a time that is not that of a lease which ends with it.
+const announceCopy = `INSERT INTO copy_to_delete AS q (fid, devid, what, nexttry) VALUES ($2, $3, $4, least(` + now + ` + $5::int8, 2147483646))
+	ON CONFLICT (fid, devid, what) DO UPDATE SET nexttry = EXCLUDED.nexttry + CASE WHEN q.nexttry = EXCLUDED.nexttry THEN 1 ELSE 0 END`
+
 // ReplicateNow makes every row of file_to_replicate due.
 func (s *Store) ReplicateNow(ctx context.Context) (int64, error) {
 	var n int64

@@ -251,6 +251,19 @@ func (s *Store) QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev pro
 	})
 }
 
+// AnnounceCopy enters a copy whose bytes are about to be sent; see
+// [schema.Queues].
+func (s *Store) AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What, delay time.Duration) (err error) {
+	defer wrap(&err, "announce fid %d on dev%d", fid, dev)
+	return change(ctx, s, func(t *tx) error {
+		k := copyRow(fid, dev, what)
+		at := t.unlike(k, min(later(s.now(), delay), schema.EndOfTime-1), +1)
+		_, err := t.exec(`INSERT INTO copy_to_delete (fid, devid, what, nexttry) VALUES (?1, ?2, ?3, ?4)
+			ON CONFLICT (fid, devid, what) DO UPDATE SET nexttry = ?4`, rowArgs(k, at)...)
+		return err
+	})
+}
+
 // ReplicateNow makes all replication due; see [schema.Queues].
 func (s *Store) ReplicateNow(ctx context.Context) (_ int64, err error) {
 	defer wrap(&err, "make all replication due")

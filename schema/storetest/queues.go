@@ -21,6 +21,7 @@ var queueCases = []testCase{
 	{"Reschedule", checkReschedule},
 	{"QueueReplication", checkQueueReplication},
 	{"QueueCopyDeletion", checkQueueCopyDeletion},
+	{"AnnounceCopy", checkAnnounceCopy},
 	{"ReplicateNow", checkReplicateNow},
 	{"FinishDeletion", checkFinishDeletion},
 	{"AdoptOldDeletions", checkAdoptOldDeletions},
@@ -389,6 +390,39 @@ func checkQueueCopyDeletion(e *env) {
 		e.Errorf("finished %d, %v; want 1", n, err)
 	}
 	e.located(5, nil, devs(jobs[1].DevID))
+}
+
+// checkAnnounceCopy has a copy announced, which nobody may claim for deletion
+// while it is made, and everybody when its maker is not heard of any more.
+func checkAnnounceCopy(e *env) {
+	fid := e.put("k")
+	e.must(e.AnnounceCopy(e.ctx, fid, 2, schema.Raw, time.Minute))
+	e.same("due at first", e.claim(schema.QueueCopyDelete), []schema.Job(nil))
+	e.located(fid, devs(1), devs(2))
+	e.advance(50 * time.Second)
+	e.must(e.AnnounceCopy(e.ctx, fid, 2, schema.Raw, time.Minute)) // it takes long
+	e.advance(50 * time.Second)
+	e.same("due when announced again", e.claim(schema.QueueCopyDelete), []schema.Job(nil))
+	e.must(e.AddLocation(e.ctx, fid, 2, devs(1)))
+	e.located(fid, devs(1, 2), nil)
+
+	e.must(e.AnnounceCopy(e.ctx, fid, 3, schema.Raw, time.Minute))
+	e.advance(62 * time.Second)
+	j := e.claimOne(schema.QueueCopyDelete)
+	if j.FID != fid || j.DevID != 3 || j.What != schema.Raw || j.FailCount != 0 {
+		e.Errorf("job is %+v; want the raw copy of fid %d on 3", j, fid)
+	}
+	// An announcement ends a lease, even one that would end at its time.
+	e.must(e.AnnounceCopy(e.ctx, fid, 3, schema.Raw, time.Duration(j.NextTry-e.topology().Now.Unix())*time.Second))
+	if n, err := e.Finish(e.ctx, []schema.Job{j}); err != nil || n != 0 {
+		e.Errorf("finished %d, %v an entry that was announced again; want 0", n, err)
+	}
+	// What failed may go at once.
+	e.must(e.AnnounceCopy(e.ctx, fid, 4, schema.Raw, time.Hour))
+	e.must(e.QueueCopyDeletion(e.ctx, fid, 4, schema.Raw))
+	if j := e.claimOne(schema.QueueCopyDelete); j.DevID != 4 {
+		e.Errorf("job is %+v; want the copy on 4", j)
+	}
 }
 
 func checkReplicateNow(e *env) {

@@ -21,6 +21,16 @@ import (
 // on a fid before it is left for later.
 const maxRereads = 10
 
+// announceFor is for how long an announced copy is safe from the delete worker:
+// much longer than it takes to notice that the fid's lock is lost. An
+// announcement that has used up half of it is renewed before the copy is
+// recorded.
+const announceFor = time.Minute
+
+// retractTimeout bounds making announced copies that failed due for deletion,
+// which happens during a shutdown too.
+const retractTimeout = 5 * time.Second
+
 // round is the work on one fid, under its lock.
 type round struct {
 	w   *Worker
@@ -36,12 +46,12 @@ type round struct {
 	rereads int
 
 	// As of the snapshot that the present step goes by.
-	snap     *cluster.Snapshot
-	class    *cluster.Class
-	policy   placement.Policy
-	on       []placement.Placement // those that count
-	announce []protocol.DevID      // devices that this round announced copies to
+	snap   *cluster.Snapshot
+	class  *cluster.Class
+	policy placement.Policy
+	on     []placement.Placement // those that count
 
+	announced     map[protocol.DevID]time.Time // when this round announced copies to devices
 	failedSources []protocol.DevID
 	failedDests   []protocol.DevID
 	sizes         map[protocol.DevID]bool // whether a copy was found to have the right size
@@ -73,10 +83,12 @@ func (w *Worker) replicate(ctx context.Context, id int, rng *rand.Rand, job sche
 	defer cancel()
 	r := &round{
 		w: w, id: id, rng: rng, job: job,
-		log:   w.o.Log.With().Uint64("fid", uint64(job.FID)).Int("worker", id).Logger(),
-		sizes: make(map[protocol.DevID]bool),
+		log:       w.o.Log.With().Uint64("fid", uint64(job.FID)).Int("worker", id).Logger(),
+		sizes:     make(map[protocol.DevID]bool),
+		announced: make(map[protocol.DevID]time.Time),
 	}
 	result, err := r.run(ctx)
+	r.retract(ctx)
 	if errors.Is(err, errGone) {
 		result, err = noFID, nil
 	}
@@ -203,7 +215,7 @@ func (r *round) read(ctx context.Context) error {
 	}
 	r.pending = r.pending[:0]
 	for _, dev := range pending[r.job.FID] {
-		if !slices.Contains(r.announce, dev) {
+		if _, ours := r.announced[dev]; !ours {
 			r.pending = append(r.pending, dev)
 		}
 	}
@@ -315,21 +327,45 @@ func (r *round) copy(ctx context.Context, src, dst *cluster.Device) error {
 // prepare reads the checksum to compare with before the first copy, and
 // announces that bytes may land on dst.
 func (r *round) prepare(ctx context.Context, dst protocol.DevID) error {
-	if len(r.announce) == 0 {
+	if len(r.announced) == 0 {
 		sum, err := r.w.o.Store.Checksum(ctx, r.file.FID)
 		if err != nil {
 			return fmt.Errorf("read the checksum of fid %d: %w", r.file.FID, err)
 		}
 		r.sum = sum
 	}
-	if slices.Contains(r.announce, dst) {
+	return r.announce(ctx, dst)
+}
+
+// announce enters the copy on dst in copy_to_delete, unless that was done a
+// moment ago.
+func (r *round) announce(ctx context.Context, dst protocol.DevID) error {
+	if at, ok := r.announced[dst]; ok && time.Since(at) < announceFor/2 {
 		return nil
 	}
-	if err := r.w.o.Store.QueueCopyDeletion(ctx, r.file.FID, dst, schema.Raw); err != nil {
+	began := time.Now()
+	if err := r.w.o.Store.AnnounceCopy(ctx, r.file.FID, dst, schema.Raw, announceFor); err != nil {
 		return fmt.Errorf("announce a copy of fid %d on dev%d: %w", r.file.FID, dst, err)
 	}
-	r.announce = append(r.announce, dst)
+	r.announced[dst] = began
 	return nil
+}
+
+// retract has the bytes go at once of copies that were announced and came to
+// nothing. It does so even where ctx has ended. Where it cannot, they go a
+// little later.
+func (r *round) retract(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), retractTimeout)
+	defer cancel()
+	for dev := range r.announced {
+		if slices.Contains(r.file.Devices, dev) {
+			continue
+		}
+		if err := r.w.o.Store.QueueCopyDeletion(ctx, r.file.FID, dev, schema.Raw); err != nil {
+			r.log.Debug().Err(err).Uint32("devid", uint32(dev)).Msg("an announced copy goes later than it could")
+			return
+		}
+	}
 }
 
 // blame remembers which side of a copy failed.
@@ -354,6 +390,9 @@ func (r *round) blame(src, dst *cluster.Device, err error) {
 // still wants a copy; else the bytes remain announced, and are deleted.
 func (r *round) record(ctx context.Context, dst protocol.DevID) (bool, error) {
 	for {
+		if err := r.announce(ctx, dst); err != nil {
+			return false, err
+		}
 		err := r.w.o.Store.AddLocation(ctx, r.file.FID, dst, r.file.Devices)
 		switch {
 		case err == nil:
@@ -366,6 +405,7 @@ func (r *round) record(ctx context.Context, dst protocol.DevID) (bool, error) {
 		case !errors.Is(err, schema.ErrStale):
 			return false, fmt.Errorf("record fid %d on dev%d: %w", r.file.FID, dst, err)
 		}
+		r.announced[dst] = time.Time{} // the refusal has made it due
 		if err := r.reread(ctx); err != nil {
 			return false, err
 		}
@@ -398,7 +438,7 @@ func (r *round) drop(ctx context.Context, plan placement.Plan) (again bool, err 
 		}
 		r.file.Devices = slices.DeleteFunc(slices.Clone(r.file.Devices), func(dev protocol.DevID) bool { return dev == d.ID })
 		r.on = slices.DeleteFunc(r.on, func(p placement.Placement) bool { return p.Device.ID == d.ID })
-		r.announce = slices.DeleteFunc(r.announce, func(dev protocol.DevID) bool { return dev == d.ID })
+		delete(r.announced, d.ID)
 		r.pending = append(r.pending, d.ID)
 		r.dropped++
 		again = true

@@ -6,9 +6,10 @@
 // more to say. What decides is in package placement; here are the steps around
 // it, in an order that a crash at any point survives:
 //
-//   - Before bytes go to a device, an entry in copy_to_delete says so. Recording
-//     the copy removes the entry. A copy that failed, or whose tracker died, is
-//     thus deleted rather than forgotten.
+//   - Before bytes go to a device, an entry in copy_to_delete says so, due in a
+//     minute. Recording the copy removes the entry. A copy that failed, or whose
+//     tracker died, is thus deleted rather than forgotten; and one that is about
+//     to be recorded is not, even if its fid's lock was lost a moment ago.
 //   - A copy is recorded only if the file is still there and its locations are
 //     those that the decision was made on.
 //   - A surplus copy is dropped only while as many others as the class wants can
@@ -45,6 +46,7 @@ type Store interface {
 	DropLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
 	PendingDeletions(ctx context.Context, fids []protocol.FID) (map[protocol.FID][]protocol.DevID, error)
 	QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error
+	AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What, delay time.Duration) error
 }
 
 // Storage is all that the worker asks of storage daemons; see

@@ -473,6 +473,66 @@ func TestChecksums(t *testing.T) {
 	})
 }
 
+// TestAnnouncedCopyIsLeftAlone has another tracker's delete worker at work in the
+// moment between the landing of a copy and its recording, with no lock in its
+// way: the session that held it may just have gone with the database's server,
+// and this tracker not know yet. Whatever is recorded must be there.
+func TestAnnouncedCopyIsLeftAlone(t *testing.T) {
+	for _, took := range []time.Duration{0, time.Second, 10 * time.Minute} {
+		t.Run(took.String(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t, 2, 1)
+				r.disks.OnCopy = func(ctx context.Context, _, _ protocol.DevID, _ protocol.FID) error {
+					work.Pause(ctx, took)
+					return nil
+				}
+				r.store.Before = func(method string) error {
+					if method != "AddLocation" {
+						return nil
+					}
+					jobs, err := r.store.Claim(t.Context(), schema.QueueCopyDelete, 10, time.Minute)
+					if err != nil {
+						t.Error(err)
+					}
+					for _, j := range jobs {
+						url := r.cluster.Snapshot().Device(j.DevID).WriteURL(j.FID, cluster.Viewer{})
+						if err := r.disks.Delete(t.Context(), url); err != nil {
+							t.Error(err)
+						}
+					}
+					return nil
+				}
+				r.put(1, 0, 1)
+				defer r.start()()
+				work.Pause(t.Context(), took+10*time.Second)
+				if devs, on := r.store.Locations(1), r.disks.On(1); len(devs) != 2 || !slices.Equal(devs, on) {
+					t.Errorf("recorded on %v, lies on %v", devs, on)
+				}
+				if got := r.pending(1); len(got) != 0 {
+					t.Errorf("to be deleted are %v", got)
+				}
+			})
+		})
+	}
+}
+
+// TestUnrecordedCopyGoesSoon has copies fail: what they may have left is due at
+// once, for the device takes no other copy of the file before it is gone.
+func TestUnrecordedCopyGoesSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2, 1)
+		r.disks.OnCopy = func(context.Context, protocol.DevID, protocol.DevID, protocol.FID) error {
+			return &storage.CopyError{Side: storage.DestError, Err: errors.New("broken pipe")}
+		}
+		r.put(1, 0, 1)
+		r.run()
+		jobs, err := r.store.Claim(t.Context(), schema.QueueCopyDelete, 10, time.Minute)
+		if err != nil || len(jobs) != 1 || jobs[0].DevID != 2 {
+			t.Errorf("due for deletion are %+v (%v), want the copy on dev2", jobs, err)
+		}
+	})
+}
+
 // TestDeletedDuringCopy has a client delete the file while it is copied.
 func TestDeletedDuringCopy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

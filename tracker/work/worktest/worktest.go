@@ -412,6 +412,16 @@ func (s *Store) QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev pro
 	return nil
 }
 
+// AnnounceCopy is [schema.Queues.AnnounceCopy].
+func (s *Store) AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, _ schema.What, delay time.Duration) error {
+	if err := s.begin(ctx, "AnnounceCopy"); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	s.rows[Key{schema.QueueCopyDelete, fid, dev}] = &Row{NextTry: now() + int64(delay/time.Second)}
+	return nil
+}
+
 // FinishDeletion is [schema.Queues.FinishDeletion].
 func (s *Store) FinishDeletion(ctx context.Context, j schema.Job) (bool, error) {
 	if err := s.begin(ctx, "FinishDeletion"); err != nil {
