@@ -12,6 +12,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/mogile/mogile/schema/postgres/pgtest"
 )
 
 // root is the top of the source tree, seen from here.
@@ -277,6 +280,68 @@ func TestReadmeQuickStart(t *testing.T) {
 	if got := blocks[1][1]; got != printed.String() {
 		t.Errorf("the README says\n%s\nmogile dev prints\n%s", got, printed.String())
 	}
+}
+
+// TestReadmeCluster runs the README's commands for a real cluster, line by line,
+// with loopback addresses and free ports in place of the hosts.
+func TestReadmeCluster(t *testing.T) {
+	t.Parallel()
+	blocks := regexp.MustCompile("(?ms)^```sh\n(.*?)^```$").FindAllStringSubmatch(pages(t)["README.md"], 3)
+	if len(blocks) < 3 || !strings.HasPrefix(blocks[2][1], "make ") {
+		t.Fatal("the README's third block of commands is not the real cluster's")
+	}
+	http := freePorts(t, 2, "127.0.0.1", "127.0.0.2")
+	tracker := fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1, "127.0.0.1"))
+	var env []string
+	var dsn string
+	here := strings.NewReplacer("10.0.0.", "127.0.0.", "0.0.0.0:7001", tracker, "tracker1:7001,tracker2:7001", tracker,
+		"--port 7500", fmt.Sprintf("--port %d", http), "./mog", filepath.Dir(binary)+"/mog")
+	run := func(line string) error {
+		cmd := exec.Command("bash", "-c", line)
+		cmd.Env = append(os.Environ(), env...)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w\n%s", line, err, out)
+		}
+		return nil
+	}
+	ran := 0
+	for line := range strings.Lines(blocks[2][1]) {
+		line, _, _ = strings.Cut(line, "  #")
+		words := strings.Fields(line)
+		if len(words) == 0 {
+			continue
+		}
+		ran++
+		switch {
+		case words[0] == "make": // TestMain built it
+		case strings.HasPrefix(line, "export MOGILE_DSN=postgres://"):
+			dsn = pgtest.DSN(t)
+			env = append(env, "MOGILE_DSN="+dsn)
+		case words[0] == "export":
+			env = append(env, here.Replace(words[1]))
+		case strings.HasPrefix(line, "./mogile tracker "):
+			start(t, "tracker", append(strings.Fields(here.Replace(line))[1:], "--dsn", dsn, "--storage-mgmt-port", fmt.Sprint(http+1))...)
+		case words[0] == "mkdir": // below
+		case strings.HasPrefix(line, "./mogile storaged "):
+			for i := 1; i <= 2; i++ {
+				docroot := t.TempDir()
+				if err := os.Mkdir(fmt.Sprintf("%s/dev%d", docroot, i), 0o777); err != nil {
+					t.Fatal(err)
+				}
+				args := strings.Fields(strings.ReplaceAll(line, "/var/mogdata", docroot))[1:]
+				start(t, "storaged", append(args, "--http-listen", fmt.Sprintf("127.0.0.%d:%d", i, http), "--mgmt-listen", fmt.Sprintf("127.0.0.%d:%d", i, http+1))...)
+			}
+		default:
+			// The daemons, started a moment ago, may not listen yet.
+			within(t, 30*time.Second, line, func() error { return run(here.Replace(line)) })
+		}
+	}
+	if ran < 12 {
+		t.Errorf("only %d lines were run", ran)
+	}
+	within(t, 10*time.Second, "a file", func() error {
+		return run(here.Replace("echo hello | ./mogtool --domain photos put --class thumbs - greeting"))
+	})
 }
 
 // TestMetricsAreDocumented: docs/monitoring.md has every metric, and no other.
