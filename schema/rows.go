@@ -121,6 +121,7 @@ type Close struct {
 	Length   int64 // bytes, as found on the device
 	ClassID  ClassID
 	DevID    protocol.DevID    // where the bytes are
+	Tried    []protocol.DevID  // devices that may have them as well: there they are queued for deletion
 	Checksum protocol.Checksum // stored unless zero
 }
 

@@ -74,14 +74,16 @@ type Files interface {
 	// CloseFile turns an upload into a file, in one transaction: the tempfile
 	// row goes (protocol.ErrNoTempfile where it is not there), the key names the
 	// new fid, the location and the checksum are recorded, the fid is queued for
-	// replication at once, and a fid that the key named before is queued for
+	// replication at once, copies on the devices tried are entered in
+	// copy_to_delete, and a fid that the key named before is queued for
 	// deletion. Of several closes of one key the last to commit wins; every
 	// other fid is queued for deletion exactly once. Keys that the database
 	// cannot hold get protocol.ErrInvalidKey.
 	CloseFile(ctx context.Context, c Close) error
 	// DiscardUpload takes an upload back, in one transaction: the tempfile row
 	// goes (protocol.ErrNoTempfile where it is not there), the location is
-	// recorded and the fid queued for deletion at once.
+	// recorded and the fid queued for deletion at once. Copies on the other
+	// devices that were offered are entered in copy_to_delete.
 	DiscardUpload(ctx context.Context, fid protocol.FID, dev protocol.DevID) error
 	// DeleteKey removes a key at once and queues its fid for deletion. It
 	// returns the fid, or an error matching protocol.ErrUnknownKey.

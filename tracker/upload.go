@@ -220,59 +220,41 @@ func (t *Tracker) createClose(ctx context.Context, q *query) error {
 		return protocol.ErrNoTempfile
 	}
 	if refusal := c.wrongDevice(row); refusal != nil {
-		return t.discard(ctx, c, row, refusal)
+		return t.discard(ctx, c, refusal)
 	}
 	if c.key == "" {
-		return t.discard(ctx, c, row, nil)
+		return t.discard(ctx, c, nil)
 	}
 	length, err := size.wait()
 	if err != nil {
 		if ctx.Err() != nil { // we were too slow, which says nothing of the upload
 			return fmt.Errorf("measure fid %d on dev%d: %w", c.fid, c.dev, err)
 		}
-		return t.discard(ctx, c, row, c.notFound(err))
+		return t.discard(ctx, c, c.notFound(err))
 	}
 	if c.size > 0 && length != c.size {
-		return t.discard(ctx, c, row, &protocol.Error{
+		return t.discard(ctx, c, &protocol.Error{
 			Code: "size_mismatch", Text: fmt.Sprintf("Expected: %d; actual: %d; path: %s", c.size, length, c.path),
 		})
 	}
 	if c.verify {
 		if err := t.verify(ctx, q, c, length); err != nil {
 			if refusal, ok := errors.AsType[*protocol.Error](err); ok {
-				return t.discard(ctx, c, row, refusal)
+				return t.discard(ctx, c, refusal)
 			}
 			return err
 		}
 	}
 	closed := schema.Close{
 		FID: c.fid, DMID: c.domain.ID, Key: c.key, Length: length, ClassID: row.ClassID, DevID: c.dev,
+		// Clients try the devices in the order of the offer. One before that failed
+		// may have the file all the same, if it could only not answer any more.
+		Tried: row.DevIDs[:slices.Index(row.DevIDs, c.dev)],
 	}
 	if class := q.at.Class(row.DMID, row.ClassID); class != nil && class.HashType == c.sum.Type {
 		closed.Checksum = c.sum
 	}
-	if err := t.store.CloseFile(ctx, closed); err != nil {
-		return err
-	}
-	// Clients try the devices in the order of the offer.
-	t.forget(ctx, c, row.DevIDs[:slices.Index(row.DevIDs, c.dev)])
-	return nil
-}
-
-// forget has the bytes go that an upload may have left on devices that were
-// tried before another took it: a daemon that died before it could answer, for
-// one, may have stored it all the same. It comes after the upload was closed or
-// taken back, when no other request can give these devices the file, so a crash
-// between the two leaves bytes that nobody names.
-func (t *Tracker) forget(ctx context.Context, c closing, tried []protocol.DevID) {
-	for _, dev := range tried {
-		if dev == c.dev {
-			continue
-		}
-		if err := t.store.QueueCopyDeletion(ctx, c.fid, dev, schema.Raw); err != nil {
-			t.log.Warn().Err(err).Stringer("fid", c.fid).Stringer("devid", dev).Msg("what an upload may have left is not queued for deletion")
-		}
-	}
+	return t.store.CloseFile(ctx, closed)
 }
 
 func (c closing) wrongDevice(row schema.Tempfile) *protocol.Error {
@@ -304,11 +286,10 @@ func (c closing) notFound(err error) *protocol.Error {
 
 // discard takes an upload back, from all devices that were offered, and returns
 // why, nil where the client asked for it.
-func (t *Tracker) discard(ctx context.Context, c closing, row schema.Tempfile, why *protocol.Error) error {
+func (t *Tracker) discard(ctx context.Context, c closing, why *protocol.Error) error {
 	if err := t.store.DiscardUpload(ctx, c.fid, c.dev); err != nil {
 		return err
 	}
-	t.forget(ctx, c, row.DevIDs)
 	if why == nil {
 		return nil
 	}

@@ -51,7 +51,7 @@ const (
 // transaction of one round trip:
 //
 //  1. The tempfile rows go, and the keys that are new are inserted, in key
-//     order. Locations, checksums and the replication queue have their rows.
+//     order. Locations, checksums and the queues have their rows.
 //  2. The rows of keys that existed are locked, in key order.
 //  3. With a younger snapshot, which has their final contents, they are pointed
 //     to the new fids, and the fids that they held are queued for deletion.
@@ -97,6 +97,7 @@ type closeArrays struct {
 	dmids, classes, devids, hashes, used []int16
 	keys                                 []string
 	sums                                 [][]byte
+	triedFIDs, triedDevs                 []int64 // pairs
 }
 
 func arraysOf(calls []schema.Close) closeArrays {
@@ -106,6 +107,11 @@ func arraysOf(calls []schema.Close) closeArrays {
 		a.dmids, a.classes = append(a.dmids, int16(c.DMID)), append(a.classes, int16(c.ClassID))
 		a.devids, a.hashes = append(a.devids, int16(c.DevID)), append(a.hashes, int16(c.Checksum.Type))
 		a.keys, a.sums = append(a.keys, c.Key), append(a.sums, c.Checksum.Sum)
+		for _, dev := range c.Tried {
+			if dev != c.DevID && dev <= protocol.MaxDevID {
+				a.triedFIDs, a.triedDevs = append(a.triedFIDs, int64(c.FID)), append(a.triedDevs, int64(dev))
+			}
+		}
 	}
 	a.used = slices.Compact(slices.Sorted(slices.Values(a.dmids)))
 	return a
@@ -124,7 +130,8 @@ func (s *Store) closeAll(ctx context.Context, calls []schema.Close, outcomes []e
 		b.Queue(durable)
 		b.Queue(setLockTimeout, wait.String())
 		b.Queue(shareDomains, domainSpace, a.used)
-		b.Queue(closeNew, a.fids, a.dmids, a.keys, a.lengths, a.classes, a.devids, a.hashes, a.sums).QueryRow(func(row pgx.Row) error {
+		b.Queue(closeNew, s.offset(), a.fids, a.dmids, a.keys, a.lengths, a.classes, a.devids, a.hashes, a.sums,
+			a.triedFIDs, a.triedDevs).QueryRow(func(row pgx.Row) error {
 			var known, gone []int64
 			if err := row.Scan(&known, &gone, nil); err != nil {
 				return err
@@ -151,7 +158,7 @@ const (
 	shareDomains = `SELECT pg_advisory_xact_lock_shared($1, d) FROM unnest($2::int2[]) d`
 
 	closeNew = `WITH c AS MATERIALIZED (SELECT c.*, EXISTS (SELECT FROM domain d WHERE d.dmid = c.dmid) AS known
-			FROM unnest($1::int8[], $2::int2[], $3::text[], $4::int8[], $5::int2[], $6::int2[], $7::int2[], $8::bytea[])
+			FROM unnest($2::int8[], $3::int2[], $4::text[], $5::int8[], $6::int2[], $7::int2[], $8::int2[], $9::bytea[])
 			c (fid, dmid, dkey, length, classid, devid, hashtype, sum)),
 		gone AS (DELETE FROM tempfile t USING c WHERE t.fid = c.fid AND c.known RETURNING c.*),
 		fresh AS (INSERT INTO file (fid, dmid, dkey, length, classid, devcount)
@@ -159,6 +166,8 @@ const (
 			ON CONFLICT (dmid, dkey) DO NOTHING RETURNING fid),
 		located AS (INSERT INTO file_on (fid, devid) SELECT fid, devid FROM gone ON CONFLICT DO NOTHING),
 		kept AS (DELETE FROM copy_to_delete d USING gone WHERE d.fid = gone.fid AND d.devid = gone.devid AND d.what = 'fid'),
+		stray AS (INSERT INTO copy_to_delete (fid, devid, what, nexttry) SELECT DISTINCT t.fid, t.devid, 'fid', ` + now + `
+			FROM unnest($10::int8[], $11::int8[]) t (fid, devid) JOIN gone ON gone.fid = t.fid` + copyDueAgain + `),
 		summed AS (INSERT INTO checksum (fid, hashtype, checksum) SELECT fid, hashtype, sum FROM gone WHERE hashtype <> 0
 			ON CONFLICT (fid) DO UPDATE SET hashtype = EXCLUDED.hashtype, checksum = EXCLUDED.checksum),
 		queued AS (INSERT INTO file_to_replicate (fid, nexttry) SELECT fid, 0 FROM gone

@@ -208,8 +208,15 @@ func (s *Store) DiscardUpload(ctx context.Context, fid protocol.FID, dev protoco
 	})
 }
 
-const discardUpload = `WITH gone AS (DELETE FROM tempfile WHERE fid = $2 RETURNING fid),
+// offered are the devices that the tempfile rows of {0} name.
+const offered = `SELECT DISTINCT fid, devid FROM (SELECT fid, CASE WHEN word ~ '^[0-9]{1,5}$' THEN word::int END AS devid
+		FROM {0}, unnest(string_to_array(devids, ',')) word) w WHERE devid BETWEEN 1 AND 32767`
+
+var discardUpload = `WITH gone AS (DELETE FROM tempfile WHERE fid = $2 RETURNING fid, devids),
+	offered AS (` + in(offered, "gone") + `),
 	located AS (INSERT INTO file_on (fid, devid) SELECT fid, $3::int8 FROM gone ON CONFLICT DO NOTHING),
+	stray AS (INSERT INTO copy_to_delete (fid, devid, what, nexttry) SELECT fid, devid, 'fid', ` + now + `
+		FROM offered WHERE devid <> $3` + copyDueAgain + `),
 	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + now + ` FROM gone
 		ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
 	SELECT count(*) FROM gone`
@@ -223,13 +230,12 @@ func (s *Store) ExpireTempfiles(ctx context.Context, age time.Duration, limit in
 	return e, err
 }
 
-const expireTempfiles = `WITH old AS (SELECT fid FROM tempfile WHERE createtime < ` + now + ` - $2::int8
+var expireTempfiles = `WITH old AS (SELECT fid FROM tempfile WHERE createtime < ` + now + ` - $2::int8
 		ORDER BY fid LIMIT $3 FOR UPDATE SKIP LOCKED),
 	gone AS (DELETE FROM tempfile t USING old WHERE t.fid = old.fid RETURNING t.fid, t.devids),
 	discarded AS (SELECT * FROM gone WHERE NOT EXISTS (SELECT FROM file f WHERE f.fid = gone.fid)),
-	devices AS (SELECT fid, CASE WHEN word ~ '^[0-9]{1,5}$' THEN word::int END AS devid
-		FROM discarded, unnest(string_to_array(devids, ',')) word),
-	located AS (INSERT INTO file_on (fid, devid) SELECT fid, devid FROM devices WHERE devid BETWEEN 1 AND 32767 ON CONFLICT DO NOTHING),
+	offered AS (` + in(offered, "discarded") + `),
+	located AS (INSERT INTO file_on (fid, devid) SELECT fid, devid FROM offered ON CONFLICT DO NOTHING),
 	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + now + ` FROM discarded
 		ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
 	SELECT (SELECT count(*) FROM gone) - (SELECT count(*) FROM discarded), (SELECT count(*) FROM discarded)`

@@ -161,13 +161,29 @@ func (s *Store) Tempfile(ctx context.Context, fid protocol.FID) (t schema.Tempfi
 	return t, err
 }
 
-// takeTempfile removes an upload's row, which only one caller can.
-func (t *tx) takeTempfile(fid protocol.FID) error {
-	n, err := t.exec("DELETE FROM tempfile WHERE fid = ?", int64(fid))
-	if err == nil && n == 0 {
-		return protocol.ErrNoTempfile
+// takeTempfile removes an upload's row, which only one caller can, and returns
+// the devices that were offered.
+func (t *tx) takeTempfile(fid protocol.FID) ([]protocol.DevID, error) {
+	var devids string
+	ok, err := t.row("DELETE FROM tempfile WHERE fid = ? RETURNING coalesce(devids, '')", []any{int64(fid)}, &devids)
+	if err == nil && !ok {
+		return nil, protocol.ErrNoTempfile
 	}
-	return err
+	return splitDevices(devids), err
+}
+
+// deleteElsewhere queues for deletion what an upload may have left on devs, but
+// for the device that has it.
+func (t *tx) deleteElsewhere(fid protocol.FID, has protocol.DevID, devs []protocol.DevID, now int64) error {
+	for _, dev := range devs {
+		if dev == has {
+			continue
+		}
+		if err := t.enqueue(copyRow(fid, dev, schema.Raw), now, sql.NullInt64{}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // CloseFile turns an upload into a file; see [schema.Files]. A domain that is
@@ -179,7 +195,7 @@ func (s *Store) CloseFile(ctx context.Context, c schema.Close) (err error) {
 		return err
 	}
 	return change(ctx, s, func(t *tx) error {
-		if err := t.takeTempfile(c.FID); err != nil {
+		if _, err := t.takeTempfile(c.FID); err != nil {
 			return err
 		}
 		var one int
@@ -212,6 +228,9 @@ func (s *Store) CloseFile(ctx context.Context, c schema.Close) (err error) {
 		if err := t.addLocation(c.FID, c.DevID); err != nil {
 			return err
 		}
+		if err := t.deleteElsewhere(c.FID, c.DevID, c.Tried, s.now()); err != nil {
+			return err
+		}
 		if !c.Checksum.IsZero() {
 			if err := t.setChecksum(c.FID, c.Checksum); err != nil {
 				return err
@@ -225,10 +244,14 @@ func (s *Store) CloseFile(ctx context.Context, c schema.Close) (err error) {
 func (s *Store) DiscardUpload(ctx context.Context, fid protocol.FID, dev protocol.DevID) (err error) {
 	defer wrap(&err, "discard upload %d on dev%d", fid, dev)
 	return change(ctx, s, func(t *tx) error {
-		if err := t.takeTempfile(fid); err != nil {
+		offered, err := t.takeTempfile(fid)
+		if err != nil {
 			return err
 		}
 		if err := t.addLocation(fid, dev); err != nil {
+			return err
+		}
+		if err := t.deleteElsewhere(fid, dev, offered, s.now()); err != nil {
 			return err
 		}
 		return t.queueDelete(fid, s.now())

@@ -405,7 +405,7 @@ func (s *Store) ExpireTempfiles(ctx context.Context, age time.Duration, limit in
 					return x, err
 				}
 			}
-			if err := t.takeTempfile(fid); err != nil {
+			if _, err := t.takeTempfile(fid); err != nil {
 				return x, err
 			}
 		}

@@ -22,6 +22,7 @@ var fileCases = []testCase{
 	{"CloseFile/overwrite", checkOverwrite},
 	{"CloseFile/refused", checkCloseRefused},
 	{"CloseFile/keys", checkKeys},
+	{"CloseFile/tried elsewhere before", checkCloseTried},
 	{"DiscardUpload", checkDiscard},
 	{"DeleteKey", checkDeleteKey},
 	{"RenameKey", checkRename},
@@ -328,13 +329,33 @@ func checkKeys(e *env) {
 	e.same("keys", got, keys)
 }
 
+// checkCloseTried closes uploads that other devices may have got too: with the
+// close, or not at all, their copies are queued for deletion.
+func checkCloseTried(e *env) {
+	fid, plain := e.open("k"), e.open("plain")
+	c := e.closing(fid, "k")
+	c.DevID, c.Tried = 3, devs(2, 1, 3) // one that has the file is none to delete
+	e.must(e.CloseFile(e.ctx, c))
+	e.located(fid, devs(3), devs(1, 2))
+	e.must(e.CloseFile(e.ctx, e.closing(plain, "plain")))
+	e.located(plain, devs(1), nil)
+	jobs := e.claim(schema.QueueCopyDelete)
+	if len(jobs) != 2 || jobs[0].What != schema.Raw || jobs[1].What != schema.Raw {
+		e.Errorf("due for deletion are %+v; want the raw copies on 1 and 2", jobs)
+	}
+	again := e.closing(fid, "k")
+	again.Tried = devs(7)
+	e.want(e.CloseFile(e.ctx, again), protocol.ErrNoTempfile)
+	e.located(fid, devs(3), devs(1, 2))
+}
+
 func checkDiscard(e *env) {
 	fid := e.open("k")
 	e.must(e.DiscardUpload(e.ctx, fid, 2))
 	e.want(e.DiscardUpload(e.ctx, fid, 2), protocol.ErrNoTempfile)
 	e.want(e.CloseFile(e.ctx, e.closing(fid, "k")), protocol.ErrNoTempfile)
 	d := e.debug(fid)
-	e.same("devices", d.Devices, []protocol.DevID{2})
+	e.located(fid, devs(2), devs(1)) // both were offered
 	if d.File != nil || d.Tempfile != nil {
 		e.Errorf("discarded upload: %+v", d)
 	}
