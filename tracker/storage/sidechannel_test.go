@@ -132,8 +132,8 @@ func TestHangingHost(t *testing.T) {
 	d := startDaemon(t)
 	d.answer(hang("HEAD"))
 	release := make(chan struct{})
-	t.Cleanup(func() { close(release) })
 	side := startSide(t, func(io.Writer, string) bool { <-release; return false })
+	defer close(release)
 	const timeout = 400 * time.Millisecond
 	c := client(t, Options{MgmtPort: side.port, NodeTimeout: timeout})
 	began := time.Now()
