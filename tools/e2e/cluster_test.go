@@ -41,6 +41,11 @@ func TestMain(m *testing.M) {
 		args := []string{"build", "-o", binary}
 		if raceEnabled {
 			args = append(args, "-race")
+			// A program built so waits a second before it ends.
+			if err := os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" atexit_sleep_ms=0")); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
 		}
 		build := exec.Command("go", append(args, "../..")...)
 		build.Stdout, build.Stderr = os.Stderr, os.Stderr
