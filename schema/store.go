@@ -76,7 +76,7 @@ type Files interface {
 	// new fid, the location and the checksum are recorded, the fid is queued for
 	// replication at once, copies on the devices tried are entered in
 	// copy_to_delete, and a fid that the key named before is queued for
-	// deletion. Of several closes of one key the last to commit wins; every
+	// deletion, due after [DeletionDelay]. Of several closes of one key the last to commit wins; every
 	// other fid is queued for deletion exactly once. Keys that the database
 	// cannot hold get protocol.ErrInvalidKey.
 	CloseFile(ctx context.Context, c Close) error
@@ -85,8 +85,8 @@ type Files interface {
 	// recorded and the fid queued for deletion at once. Copies on the other
 	// devices that were offered are entered in copy_to_delete.
 	DiscardUpload(ctx context.Context, fid protocol.FID, dev protocol.DevID) error
-	// DeleteKey removes a key at once and queues its fid for deletion. It
-	// returns the fid, or an error matching protocol.ErrUnknownKey.
+	// DeleteKey removes a key at once and queues its fid for deletion, due after
+	// [DeletionDelay]. It returns the fid, or an error matching protocol.ErrUnknownKey.
 	DeleteKey(ctx context.Context, dmid DMID, key string) (protocol.FID, error)
 	// RenameKey gives a file another key. Errors match protocol.ErrUnknownKey,
 	// protocol.ErrKeyExists and protocol.ErrInvalidKey. Renaming a key to itself
@@ -120,7 +120,7 @@ type Locations interface {
 	// skip_devcount is on.
 	AddLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
 	// DropLocation takes a copy out of file_on and, in the same transaction,
-	// enters it in copy_to_delete as due now. It is applied only if the fid's
+	// enters it in copy_to_delete as due after [DeletionDelay]. It is applied only if the fid's
 	// locations are exactly seen, in any order; else it returns ErrStale and
 	// changes nothing. devcount is counted anew as for AddLocation.
 	DropLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error

@@ -186,7 +186,7 @@ const (
 		old AS MATERIALIZED (SELECT c.*, f.fid AS old FROM c JOIN file f ON f.dmid = c.dmid AND f.dkey = c.dkey WHERE f.fid <> c.fid),
 		repointed AS (UPDATE file f SET fid = old.fid, length = old.length, classid = old.classid, devcount = 1
 			FROM old WHERE f.fid = old.old AND f.dmid = old.dmid AND f.dkey = old.dkey RETURNING old.old),
-		queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT old, ` + now + ` FROM repointed ORDER BY old
+		queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT old, ` + pathsForgotten + ` FROM repointed ORDER BY old
 			ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
 		SELECT 1 / (CASE WHEN (SELECT count(*) FROM repointed) = (SELECT count(*) FROM c) THEN 1 ELSE 0 END)`
 )

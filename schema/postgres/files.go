@@ -179,7 +179,7 @@ func (s *Store) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (pr
 }
 
 const deleteKey = `WITH gone AS (DELETE FROM file WHERE dmid = $2 AND dkey = $3 RETURNING fid),
-	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + now + ` FROM gone
+	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + pathsForgotten + ` FROM gone
 		ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
 	SELECT fid FROM gone`
 

@@ -45,7 +45,7 @@ const (
 			WHERE devids = $4::int8[] AND $3::int8 = ANY (devids)),
 		gone AS (DELETE FROM file_on WHERE fid = $2 AND devid = $3 AND EXISTS (SELECT FROM fits)),
 		counted AS (UPDATE file SET devcount = cardinality(devids) - 1 FROM fits WHERE fid = $2 AND ` + countDevices + `),
-		queued AS (INSERT INTO copy_to_delete (fid, devid, what, nexttry) SELECT $2, $3, 'fid', ` + now + ` FROM fits` + copyDueAgain + `)
+		queued AS (INSERT INTO copy_to_delete (fid, devid, what, nexttry) SELECT $2, $3, 'fid', ` + pathsForgotten + ` FROM fits` + copyDueAgain + `)
 		SELECT count(*) FROM fits`
 
 	deletedLocations = `WITH gone AS (DELETE FROM file_on WHERE fid = $1 AND devid = ANY ($2::int8[]) RETURNING devid)

@@ -196,7 +196,8 @@ func prepareConn(c *pgx.ConnConfig) {
 	}
 }
 
-// afterConnect sets up a session. The time-outs end statements whose client
+// afterConnect sets up a session, within connectTimeout: nobody else ends the
+// making of a connection, and each takes a place in the pool. The time-outs end statements whose client
 // has gone; callers have shorter ones of their own.
 //
 // The statements are few, and look up rows by the thousand ways of an index.
@@ -211,6 +212,8 @@ func afterConnect(ctx context.Context, conn *pgx.Conn) error {
 	if conn.PgConn().ParameterStatus("server_encoding") == "SQL_ASCII" {
 		sql += `; SET client_encoding = SQL_ASCII` // else the server refuses bytes that are not UTF-8
 	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
 	return conn.PgConn().Exec(ctx, sql).Close()
 }
 
@@ -284,6 +287,12 @@ func (s *Store) offset() int64 {
 // now is the database's clock in whole seconds since 1970, in SQL; $1 is
 // Store.offset.
 const now = `(floor(extract(epoch FROM statement_timestamp()))::int8 + $1::int8)`
+
+// pathsForgotten is when no tracker answers paths from its memory any more that
+// it read before now: schema.DeletionDelay after it. 3600 and 10 are
+// schema.MaxPathCacheTTL and schema.PathCacheMargin.
+const pathsForgotten = `(` + now + ` + coalesce((SELECT least(substring(value FROM '^[0-9]{1,9}$')::int8, 3600) + 10
+	FROM server_settings WHERE field = '` + schema.SettingPathCacheTTL + `' AND value ~ '^[0-9]{1,9}$' AND value !~ '^0+$'), 0))`
 
 // in replaces {0}, {1}, … in a statement.
 func in(sql string, parts ...string) string {

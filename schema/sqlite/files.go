@@ -213,7 +213,7 @@ func (s *Store) CloseFile(ctx context.Context, c schema.Close) (err error) {
 			return protocol.Err("fid_exists")
 		}
 		if overwrites {
-			if err := t.queueDelete(protocol.FID(old), s.now()); err != nil {
+			if err := s.deleteLater(t, deleteRow(protocol.FID(old))); err != nil {
 				return err
 			}
 		}
@@ -273,7 +273,7 @@ func (s *Store) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (_ 
 		if !ok {
 			return 0, protocol.ErrUnknownKey
 		}
-		return protocol.FID(fid), t.queueDelete(protocol.FID(fid), s.now())
+		return protocol.FID(fid), s.deleteLater(t, deleteRow(protocol.FID(fid)))
 	})
 }
 

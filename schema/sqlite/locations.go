@@ -93,7 +93,7 @@ func (s *Store) DropLocation(ctx context.Context, fid protocol.FID, dev protocol
 		if err := t.deleteLocation(fid, dev); err != nil {
 			return err
 		}
-		if err := t.enqueue(copyRow(fid, dev, schema.Raw), s.now(), sql.NullInt64{}); err != nil {
+		if err := s.deleteLater(t, copyRow(fid, dev, schema.Raw)); err != nil {
 			return err
 		}
 		return t.countDevices(fid)

@@ -111,6 +111,17 @@ func (t *tx) queueDelete(fid protocol.FID, now int64) error {
 	return t.enqueue(deleteRow(fid), now, sql.NullInt64{})
 }
 
+// deleteLater queues the deletion of what a path in a tracker's memory may
+// still name: due at once, or after schema.DeletionDelay where such paths are
+// kept.
+func (s *Store) deleteLater(t *tx, k rowKey) error {
+	var ttl string
+	if _, err := t.row("SELECT coalesce(value, '') FROM server_settings WHERE field = ?", []any{schema.SettingPathCacheTTL}, &ttl); err != nil {
+		return err
+	}
+	return t.enqueue(k, later(s.now(), schema.DeletionDelay(ttl)), sql.NullInt64{})
+}
+
 // Claim leases rows that are due; see [schema.Queues].
 func (s *Store) Claim(ctx context.Context, q schema.Queue, limit int, lease time.Duration) (_ []schema.Job, err error) {
 	defer wrap(&err, "claim from queue %s", q)

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/schema"
@@ -25,6 +26,7 @@ var fileCases = []testCase{
 	{"CloseFile/tried elsewhere before", checkCloseTried},
 	{"DiscardUpload", checkDiscard},
 	{"DeleteKey", checkDeleteKey},
+	{"paths in memory", checkDeletionDelay},
 	{"RenameKey", checkRename},
 	{"SetFileClass", checkSetFileClass},
 	{"FileByKey/unknown", checkUnknownKeys},
@@ -379,6 +381,71 @@ func checkDeleteKey(e *env) {
 	e.want(err, protocol.ErrUnknownKey)
 	e.same("due for deletion", jobFIDs(e.claim(schema.QueueDelete)), []protocol.FID{fid})
 	e.queued(schema.QueueDelete, other, false)
+}
+
+// checkDeletionDelay has bytes stay for as long as paths to them may be in some
+// tracker's memory: of files that are overwritten or deleted, and of copies that
+// are dropped. Uploads that are taken back were never told to readers.
+func checkDeletionDelay(e *env) {
+	for _, c := range []struct {
+		value string
+		delay time.Duration
+	}{
+		{"60", 70 * time.Second},
+		{"0003600", time.Hour + 10*time.Second},
+		{"999999999", time.Hour + 10*time.Second},
+		{"0", 0},
+		{"00", 0},
+		{"1000000000", 0},
+		{"soon", 0},
+		{"", 0},
+	} {
+		e.must(e.SetSetting(e.ctx, schema.SettingPathCacheTTL, &c.value))
+		old, gone, kept := e.put("over"), e.put("gone"), e.putOn("kept", 1, 2)
+		e.put("over")
+		_, err := e.DeleteKey(e.ctx, e.dmid, "gone")
+		e.must(err)
+		e.must(e.DropLocation(e.ctx, kept, 2, devs(1, 2)))
+		discarded := e.open("discarded")
+		e.must(e.DiscardUpload(e.ctx, discarded, 1))
+		var files, copies []protocol.FID
+		claim := func() {
+			for _, j := range e.claim(schema.QueueDelete) {
+				if j.FID != discarded {
+					files = append(files, j.FID)
+				}
+			}
+			for _, j := range e.claim(schema.QueueCopyDelete) {
+				if j.FID != discarded {
+					copies = append(copies, j.FID)
+				}
+			}
+		}
+		if c.delay > 0 {
+			e.advance(c.delay - 5*time.Second) // the clock goes on by itself
+			claim()
+			e.same("due too early with ttl "+c.value, append(files, copies...), []protocol.FID(nil))
+			e.advance(6 * time.Second)
+		}
+		claim()
+		slices.Sort(files)
+		e.same("files due with ttl "+c.value, files, []protocol.FID{old, gone})
+		e.same("copies due with ttl "+c.value, copies, []protocol.FID{kept})
+		for _, key := range []string{"over", "kept"} {
+			e.must(e.SetSetting(e.ctx, schema.SettingPathCacheTTL, nil))
+			fid, err := e.DeleteKey(e.ctx, e.dmid, key)
+			e.must(err)
+			e.purge(fid)
+		}
+		for _, fid := range []protocol.FID{old, gone, discarded} {
+			e.must(e.DeletedLocations(e.ctx, fid, devs(1, 2)))
+		}
+		e.advance(time.Hour)
+		for _, j := range append(e.claim(schema.QueueDelete), e.claim(schema.QueueCopyDelete)...) {
+			_, err := e.Finish(e.ctx, []schema.Job{j})
+			e.must(err)
+		}
+	}
 }
 
 func checkRename(e *env) {
