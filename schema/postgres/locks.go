@@ -54,21 +54,34 @@ type session struct {
 	s  *Store
 	wg sync.WaitGroup // watch
 
-	mu     sync.Mutex // guards what follows; held during statements
-	conn   *pgx.Conn  // nil before the first lock and after a loss
+	turn   chan struct{} // of capacity 1, full during statements: guards what follows
+	conn   *pgx.Conn     // nil before the first lock and after a loss
 	lost   chan struct{}
 	held   map[int32]string // names by key: names that share a key exclude each other
 	closed bool
 }
 
-func newSession(s *Store) *session { return &session{s: s} }
+func newSession(s *Store) *session { return &session{s: s, turn: make(chan struct{}, 1)} }
+
+// begin waits for the session until ctx ends: a server that hangs takes
+// sessionTimeout of everybody's time.
+func (l *session) begin(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	select {
+	case l.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l *session) end() { <-l.turn }
 
 // TryLock takes locks without waiting.
 func (s *Store) TryLock(ctx context.Context, names []string) ([]string, <-chan struct{}, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, err
-	}
-	held, lost, err := s.session.tryLock(names)
+	held, lost, err := s.session.tryLock(ctx, names)
 	if err != nil {
 		return nil, nil, fmt.Errorf("take locks: %w", err)
 	}
@@ -77,7 +90,7 @@ func (s *Store) TryLock(ctx context.Context, names []string) ([]string, <-chan s
 
 // Unlock gives locks back.
 func (s *Store) Unlock(ctx context.Context, names []string) error {
-	if err := s.session.unlock(names); err != nil {
+	if err := s.session.unlock(ctx, names); err != nil {
 		return fmt.Errorf("give back locks: %w", err)
 	}
 	return nil
@@ -91,9 +104,11 @@ const (
 // Statements of the session do not end with the caller's context: a cancelled
 // one would cost the connection, and with it everybody's locks.
 
-func (l *session) tryLock(names []string) (held []string, lost <-chan struct{}, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (l *session) tryLock(caller context.Context, names []string) (held []string, lost <-chan struct{}, err error) {
+	if err := l.begin(caller); err != nil {
+		return nil, nil, err
+	}
+	defer l.end()
 	if l.closed {
 		return nil, nil, errClosed
 	}
@@ -152,9 +167,11 @@ func (l *session) take(ctx context.Context, keys []int32, names map[int32]string
 	return held, err
 }
 
-func (l *session) unlock(names []string) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+func (l *session) unlock(caller context.Context, names []string) error {
+	if err := l.begin(caller); err != nil {
+		return err
+	}
+	defer l.end()
 	var keys []int32
 	for _, name := range names {
 		if k := lockKey(name); l.held[k] == name {
@@ -174,7 +191,7 @@ func (l *session) unlock(names []string) error {
 	return nil
 }
 
-// connect opens the session unless it is open; l.mu is held.
+// connect opens the session unless it is open; the turn is the caller's.
 func (l *session) connect(ctx context.Context) error {
 	if l.conn != nil {
 		return nil
@@ -210,8 +227,8 @@ func (l *session) watch(conn *pgx.Conn) {
 
 // alive reports whether conn is still the session's and answers.
 func (l *session) alive(conn *pgx.Conn) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	_ = l.begin(context.Background()) // which never ends
+	defer l.end()
 	if l.conn != conn {
 		return false
 	}
@@ -230,7 +247,7 @@ func (l *session) alive(conn *pgx.Conn) bool {
 	return true
 }
 
-// lose gives the session up, and every lock on it; l.mu is held.
+// lose gives the session up, and every lock on it; the turn is the caller's.
 func (l *session) lose() {
 	if l.conn == nil {
 		return
@@ -244,10 +261,10 @@ func (l *session) lose() {
 
 // close ends the session; the store's life has ended before.
 func (l *session) close() {
-	l.mu.Lock()
+	_ = l.begin(context.Background()) // which never ends
 	l.closed = true
 	l.lose()
-	l.mu.Unlock()
+	l.end()
 	l.wg.Wait()
 }
 
