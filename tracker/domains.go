@@ -117,7 +117,9 @@ func (t *Tracker) deleteDomain(ctx context.Context, q *query) error {
 	if fits("The domain's name", name, maxDomainName) != nil {
 		return protocol.ErrDomainNotFound
 	}
-	if err := t.store.DeleteDomain(ctx, name); err != nil {
+	err = t.store.DeleteDomain(ctx, name)
+	t.paths.clear() // its number may be given to another domain
+	if err != nil {
 		return err
 	}
 	t.namespaceChanged(ctx)

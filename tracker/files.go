@@ -20,27 +20,32 @@ const (
 	defaultListFIDs = 100
 )
 
-// getPaths answers where a key can be read.
+// getPaths answers where a key can be read. Where the path cache is permitted
+// (by the setting path_cache_ttl, or by stale=SECONDS in the request) the file's
+// devices may come from memory; their states are those of now in any case.
 func (t *Tracker) getPaths(ctx context.Context, q *query) error {
 	domain, key, err := q.domainAndKey()
 	if err != nil {
 		return err
 	}
-	file, devids, err := t.store.FileByKey(ctx, domain.ID, key)
+	k, rules := fileKey{domain.ID, key}, q.pathRules()
+	f, remembered, err := t.locate(ctx, k, rules)
 	if err != nil {
 		return err
 	}
-	devs := make([]*cluster.Device, 0, len(devids))
-	for _, id := range devids {
-		if d := q.at.Device(id); d != nil {
-			devs = append(devs, d)
+	paths, readable := t.readPaths(ctx, q, f)
+	if remembered && !readable && ctx.Err() == nil { // the copies may be elsewhere by now
+		now, away, err := t.locateNow(ctx, k, rules)
+		if err != nil {
+			return err
+		}
+		if !away {
+			f = now
+			paths, _ = t.readPaths(ctx, q, f)
 		}
 	}
-	limit := int(min(max(q.Number("pathcount"), 2), int64(max(len(devs), 2))))
-	readers := placement.SplitReaders(placement.ReadOrder(devs, q.rand()))
-	paths := t.readPaths(ctx, q, file, readers, limit)
 	if err := ctx.Err(); err != nil { // copies that could not be looked at are not copies that are missing
-		return fmt.Errorf("verify fid %d: %w", file.FID, err)
+		return fmt.Errorf("verify fid %d: %w", f.file.FID, err)
 	}
 	q.reply.AddInt("paths", int64(len(paths)))
 	for i, p := range paths {
@@ -49,15 +54,24 @@ func (t *Tracker) getPaths(ctx context.Context, q *query) error {
 	return nil
 }
 
-// readPaths are the URLs of up to limit copies. Copies are verified until one
-// has the right size, unless the client will look for itself; devices in drain
-// come last, and one that cannot be read only where there is no other.
-func (t *Tracker) readPaths(ctx context.Context, q *query, file schema.File, r placement.Readers, limit int) []string {
-	paths := make([]string, 0, limit)
+// readPaths are the URLs of as many copies as q asks for. Copies are verified
+// until one has the right size, unless the client will look for itself; devices
+// in drain come last, and one that cannot be read only where there is no other:
+// then readable is false.
+func (t *Tracker) readPaths(ctx context.Context, q *query, f located) (paths []string, readable bool) {
+	devs := make([]*cluster.Device, 0, len(f.devs))
+	for _, id := range f.devs {
+		if d := q.at.Device(id); d != nil {
+			devs = append(devs, d)
+		}
+	}
+	limit := int(min(max(q.Number("pathcount"), 2), int64(max(len(devs), 2))))
+	r, file := placement.SplitReaders(placement.ReadOrder(devs, q.rand())), f.file
+	paths = make([]string, 0, limit)
 	verified := q.True("noverify")
 	for _, d := range r.First {
 		if len(paths) == limit {
-			return paths
+			return paths, true
 		}
 		url := d.ReadURL(file.FID, q.viewer)
 		if !verified && !t.hasSize(ctx, url, file.Length) {
@@ -68,7 +82,7 @@ func (t *Tracker) readPaths(ctx context.Context, q *query, file schema.File, r p
 	}
 	for _, d := range r.Drain {
 		if len(paths) == limit {
-			return paths
+			return paths, true
 		}
 		url := d.ReadURL(file.FID, q.viewer)
 		if !verified && !t.hasSize(ctx, url, file.Length) {
@@ -76,10 +90,11 @@ func (t *Tracker) readPaths(ctx context.Context, q *query, file schema.File, r p
 		}
 		paths = append(paths, url)
 	}
-	if len(paths) == 0 && r.Backup != nil {
+	readable = len(paths) > 0
+	if !readable && r.Backup != nil {
 		paths = append(paths, r.Backup.ReadURL(file.FID, q.viewer))
 	}
-	return paths
+	return paths, readable
 }
 
 // hasSize reports whether a copy is there in its full length.
@@ -312,6 +327,7 @@ func (t *Tracker) deleteKey(ctx context.Context, q *query) error {
 		return err
 	}
 	_, err = t.store.DeleteKey(ctx, domain.ID, key)
+	t.paths.forget(domain.ID, key) // after an error too: nobody knows what was done
 	return err
 }
 
@@ -325,7 +341,9 @@ func (t *Tracker) rename(ctx context.Context, q *query) error {
 	if from == "" || to == "" {
 		return protocol.Err("no_key")
 	}
-	return t.store.RenameKey(ctx, domain.ID, from, to)
+	err = t.store.RenameKey(ctx, domain.ID, from, to)
+	t.paths.forget(domain.ID, from, to)
+	return err
 }
 
 // updateFileClass moves a file to another class.
@@ -354,6 +372,7 @@ func (t *Tracker) updateFileClass(ctx context.Context, q *query) error {
 		return nil
 	}
 	err = t.store.SetFileClass(ctx, file.FID, class.ID)
+	t.paths.forget(domain.ID, key)
 	if errors.Is(err, schema.ErrGone) { // deleted or overwritten in the meantime
 		return protocol.ErrInvalidKey
 	}

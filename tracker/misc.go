@@ -8,9 +8,10 @@ import (
 	"github.com/mogile/mogile/protocol"
 )
 
-// clearCache reads the database and looks at every device anew, and echoes its
-// arguments.
+// clearCache forgets all paths, reads the database and looks at every device
+// anew, and echoes its arguments.
 func (t *Tracker) clearCache(ctx context.Context, q *query) error {
+	t.paths.clear()
 	if err := t.lookAgain(ctx); err != nil {
 		return err
 	}

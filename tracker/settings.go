@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
 )
 
 // settingRule reads the value that a client gives a setting: nil deletes the
@@ -18,13 +20,15 @@ import (
 type settingRule func(value string, given bool) (*string, error)
 
 // ruleOf finds the rule of a setting, nil for one that clients may not write.
-// Names and formats are MogileFS 2.73's.
+// Names and formats are MogileFS 2.73's, but for those of the path cache.
 func ruleOf(key string) settingRule {
 	switch key {
-	case "skip_devcount", "skip_mkcol", "case_sensitive_list_keys":
+	case "skip_devcount", "skip_mkcol", "case_sensitive_list_keys", settingDatabaseAway:
 		return flag
 	case "memcache_ttl", "internal_queue_limit":
 		return number
+	case schema.SettingPathCacheTTL:
+		return pathCacheTTL
 	case "memcache_servers", "network_zones":
 		return anyText
 	case "fsck_checksum":
@@ -79,6 +83,20 @@ func number(v string, _ bool) (*string, error) {
 		return nil, badFormat("Must be numeric")
 	}
 	return &v, nil
+}
+
+func pathCacheTTL(v string, given bool) (*string, error) {
+	digits, err := number(v, given)
+	if err != nil {
+		return nil, err
+	}
+	most := int64(schema.MaxPathCacheTTL / time.Second)
+	n, err := strconv.ParseInt(*digits, 10, 64)
+	if err != nil || n > most {
+		return nil, badFormat("Must be at most %d seconds", most)
+	}
+	plain := strconv.FormatInt(n, 10)
+	return &plain, nil
 }
 
 func netmasks(v string, given bool) (*string, error) {

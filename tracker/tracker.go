@@ -182,6 +182,9 @@ type Tracker struct {
 	jobs      map[string]job                // by name
 	lengths   queueLengths
 
+	paths      *pathCache
+	pathCounts pathCounters
+
 	queries  *queryWorkers
 	recent   recent
 	commands map[string]*command
@@ -218,6 +221,8 @@ func New(o Options) (*Tracker, error) {
 		},
 		Workers: t.workerCounts, Watchers: t.watchers.len, QueueLengths: t.lengths.count,
 	})
+	t.paths = newPathCache(t.now, maxPathEntries, maxPathBytes)
+	t.pathCounts = newPathCounters(t.metrics.Registry(), t.paths.len)
 	t.build(numbers)
 	t.commands = t.table()
 	t.server = newServer(serverOptions{MaxLine: o.MaxLine, MaxConns: o.MaxConns, SlowReader: o.SlowReaderTimeout},

@@ -254,7 +254,9 @@ func (t *Tracker) createClose(ctx context.Context, q *query) error {
 	if class := q.at.Class(row.DMID, row.ClassID); class != nil && class.HashType == c.sum.Type {
 		closed.Checksum = c.sum
 	}
-	return t.store.CloseFile(ctx, closed)
+	err = t.store.CloseFile(ctx, closed)
+	t.paths.forget(c.domain.ID, c.key) // after an error too: nobody knows what was done
+	return err
 }
 
 func (c closing) wrongDevice(row schema.Tempfile) *protocol.Error {
