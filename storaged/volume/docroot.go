@@ -217,15 +217,15 @@ func (d *Docroot) discard(v *Volume) {
 // precedes its use.
 func (d *Docroot) openVolume(dev protocol.DevID) (*Volume, error) {
 	path := filepath.Join(d.path, "dev"+dev.String())
-	if dev > protocol.MaxDevID {
-		return nil, fmt.Errorf("dev%d: the database knows device numbers up to %d only: %w", dev, protocol.MaxDevID, ErrRefused)
-	}
 	root, err := d.o.FS.OpenRoot(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("dev%d: %w", dev, ErrNoDevice)
 	case err != nil:
 		return nil, fmt.Errorf("open dev%d: %w", dev, err)
+	case dev > protocol.MaxDevID:
+		err := fmt.Errorf("dev%d: the database knows device numbers up to %d only: %w", dev, protocol.MaxDevID, ErrRefused)
+		return nil, errors.Join(err, root.Close())
 	}
 	v := &Volume{
 		id: dev, path: path, root: root, o: &d.o, buffers: &d.buffers,

@@ -50,8 +50,10 @@ func TestScan(t *testing.T) {
 	if _, err := d.Volume(32768); !errors.Is(err, volume.ErrRefused) || !strings.Contains(err.Error(), "dev32768") {
 		t.Errorf("device 32768: %v", err)
 	}
-	if _, err := d.Volume(5); !errors.Is(err, volume.ErrNoDevice) {
-		t.Errorf("device 5: %v", err)
+	for _, dev := range []protocol.DevID{5, 32769, 4294967295} { // clients may name any, and nothing is kept of it
+		if _, err := d.Volume(dev); !errors.Is(err, volume.ErrNoDevice) {
+			t.Errorf("device %d: %v", dev, err)
+		}
 	}
 
 	// A new folder is found at once, a link to one elsewhere too.
