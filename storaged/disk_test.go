@@ -1,6 +1,7 @@
 package storaged
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"maps"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	"github.com/rs/zerolog"
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/storaged/volume"
@@ -415,5 +417,28 @@ func losePower(t *testing.T, rng *rand.Rand) {
 	}
 	if got := userFiles(after); !slices.Equal(got, want) {
 		t.Errorf("files %v, want %v", got, want)
+	}
+}
+
+// A full disk is a normal day: it is told once, and not as an error.
+func TestLogOfFullDisk(t *testing.T) {
+	t.Parallel()
+	var log strings.Builder
+	u := newUsage(nil, Options{Log: zerolog.New(&log)})
+	look := func(err error) {
+		u.begin(t.Context(), new(sync.WaitGroup), 7, func(context.Context) error { return err })
+		u.all.Wait()
+	}
+	full := fmt.Errorf("commit dev7/usage: %w", volume.ErrNoSpace)
+	look(full)
+	look(full)
+	if got := log.String(); strings.Count(got, "\n") != 1 || !strings.Contains(got, `"level":"warn"`) || !strings.Contains(got, "device is full") {
+		t.Errorf("full: %s", got)
+	}
+	look(nil)
+	log.Reset()
+	look(io.ErrUnexpectedEOF)
+	if got := log.String(); !strings.Contains(got, `"level":"error"`) {
+		t.Errorf("another fault: %s", got)
 	}
 }

@@ -80,3 +80,25 @@ func parseTarget(path string) (target, error) {
 	t.dev, t.name = dev, name
 	return t, nil
 }
+
+// probeDir is the folder in which trackers try whether a device can be written
+// to.
+const probeDir = "test-write"
+
+// isFolder reports whether name, below a device, is that of a folder which fids
+// or probes need: "0", "0/000", "0/000/000" or "test-write". A file of that name
+// would shut out every fid below it.
+func isFolder(name string) bool {
+	const shape = "0/000/000"
+	switch len(name) {
+	case len("0"), len("0/000"), len(shape):
+	default:
+		return name == probeDir
+	}
+	for i := range len(name) {
+		if digit := name[i] >= '0' && name[i] <= '9'; digit != (shape[i] == '0') || !digit && name[i] != '/' {
+			return false
+		}
+	}
+	return true
+}

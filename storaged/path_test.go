@@ -2,6 +2,7 @@ package storaged
 
 import (
 	"errors"
+	"net/http"
 	"strings"
 	"testing"
 
@@ -101,4 +102,19 @@ func FuzzParseTarget(f *testing.F) {
 			t.Errorf("%q: name %q is private", path, got.name)
 		}
 	})
+}
+
+// What clients ask wrongly is no fault of the daemon, which an operator would
+// have to look at.
+func TestStatusOfBadPaths(t *testing.T) {
+	t.Parallel()
+	for path, want := range map[string]int{
+		"/dev1/../x": http.StatusForbidden, "/dev1/.mogile/device": http.StatusForbidden,
+		"*": http.StatusBadRequest, "/dev1/a\x00b": http.StatusBadRequest,
+	} {
+		_, err := parseTarget(path)
+		if got := statusOf(err); got != want {
+			t.Errorf("%q: %v has status %d, want %d", path, err, got, want)
+		}
+	}
 }

@@ -149,6 +149,8 @@ func (p *plane) put(ctx context.Context, r *request, t target) answer {
 		return answer{status: http.StatusBadRequest}
 	case t.name == usageName: // the daemon's own
 		return answer{status: http.StatusForbidden}
+	case isFolder(t.name): // though it may not be there yet
+		return answer{status: http.StatusForbidden, err: volume.ErrIsDir}
 	}
 	sum, err := newBodySum(r)
 	if err != nil {
@@ -323,13 +325,13 @@ func statusOf(err error) int {
 	switch {
 	case errors.Is(err, volume.ErrNoDevice), errors.Is(err, fs.ErrNotExist):
 		return http.StatusNotFound
-	case errors.Is(err, volume.ErrIsDir), errors.Is(err, fs.ErrPermission):
+	case errors.Is(err, volume.ErrIsDir), errors.Is(err, fs.ErrPermission), errors.Is(err, errTraversal), errors.Is(err, errPrivate):
 		return http.StatusForbidden
 	case errors.Is(err, volume.ErrNoSpace):
 		return http.StatusInsufficientStorage
 	case errors.Is(err, errSlowBody):
 		return http.StatusRequestTimeout
-	case errors.Is(err, volume.ErrBadName), errors.Is(err, errWrongSum), errors.Is(err, errBadSum),
+	case errors.Is(err, volume.ErrBadName), errors.Is(err, errBadPath), errors.Is(err, errWrongSum), errors.Is(err, errBadSum),
 		errors.Is(err, errMalformedBody), errors.Is(err, errBrokenBody):
 		return http.StatusBadRequest
 	case errors.Is(err, volume.ErrSick), errors.Is(err, volume.ErrFlush), errors.Is(err, volume.ErrStale), errors.Is(err, volume.ErrRefused),

@@ -2,6 +2,7 @@ package storaged
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 
@@ -98,10 +99,14 @@ func (u *usage) begin(ctx context.Context, pass *sync.WaitGroup, dev protocol.De
 		delete(u.busy, dev)
 		switch {
 		case ctx.Err() != nil:
-		case err != nil && !u.bad[dev]:
+		case err != nil && u.bad[dev]:
+		case errors.Is(err, volume.ErrNoSpace): // its usage is told all the same, over HTTP
+			u.bad[dev] = true
+			u.log.Warn().Err(err).Uint32("devid", uint32(dev)).Msg("device is full, its usage file cannot be written")
+		case err != nil:
 			u.bad[dev] = true
 			u.log.Error().Err(err).Uint32("devid", uint32(dev)).Msg("device cannot be looked at")
-		case err == nil && u.bad[dev]:
+		case u.bad[dev]:
 			delete(u.bad, dev)
 			u.log.Info().Uint32("devid", uint32(dev)).Msg("device can be looked at again")
 		}
