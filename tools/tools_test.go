@@ -3,6 +3,7 @@ package tools
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math"
 	"net/http"
 	"os"
@@ -14,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"go.uber.org/goleak"
 
+	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/protocol/protocoltest"
 )
 
@@ -165,5 +167,19 @@ func TestHistogram(t *testing.T) {
 	}
 	if a.max != 10*time.Second || a.total != 10_000 {
 		t.Errorf("max %v of %d", a.max, a.total)
+	}
+}
+
+// A refusal that MogileFS words for all its causes is told with what helps.
+func TestHints(t *testing.T) {
+	t.Parallel()
+	for code, want := range map[string]string{
+		"invalid_key":   "valid UTF-8",
+		"unknown_state": "alive, readonly, down or dead",
+		"bad_params":    "alive, readonly, drain, down or dead",
+	} {
+		if got := hint(fmt.Errorf("mark dev1: %w", protocol.Err(code))); !strings.Contains(got, want) {
+			t.Errorf("%s: %q", code, got)
+		}
 	}
 }
