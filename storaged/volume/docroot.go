@@ -236,6 +236,8 @@ func (d *Docroot) openVolume(dev protocol.DevID) (*Volume, error) {
 		temps:   temps{turn: make(chan struct{}, 1)},
 		dirs:    dirFlushers{of: make(map[string]*dirFlusher)},
 		durable: durableDirs{set: make(map[string]struct{})},
+
+		flushing: flushing{since: make(map[*time.Time]struct{})},
 	}
 	if err := v.prepare(); err != nil {
 		return nil, errors.Join(err, v.close())

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"time"
 )
 
 // flusher shares one kind of flush among its callers: each is answered by a run
@@ -141,6 +142,7 @@ func (v *Volume) flushAll() error {
 func (v *Volume) shared(flush func() error) error {
 	v.slots.await()
 	defer v.slots.release()
+	defer v.flushing.begin()()
 	err := flush()
 	if errors.Is(err, fs.ErrNotExist) { // somebody removed the directory; no write failed
 		return err
@@ -164,7 +166,8 @@ func (v *Volume) Failed() error {
 	return nil
 }
 
-// writable says why a change need not even begin.
+// writable says why a change need not even begin. While a flush hangs none
+// does: those that wait for it hold no slot, and would become more and more.
 func (v *Volume) writable(ctx context.Context) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -172,7 +175,41 @@ func (v *Volume) writable(ctx context.Context) error {
 	if v.Sick() {
 		return ErrSick
 	}
+	if took := v.flushing.longest(); took >= patience*v.o.StuckAfter {
+		return fmt.Errorf("a flush has not ended for %v: %w", took.Round(time.Second), ErrSick)
+	}
 	return v.Failed()
+}
+
+// flushing knows the shared flushes that are under way: as many as there are
+// slots at most.
+type flushing struct {
+	mu    sync.Mutex // guards since
+	since map[*time.Time]struct{}
+}
+
+// begin notes a flush, until end is called.
+func (f *flushing) begin() (end func()) {
+	now := time.Now()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.since[&now] = struct{}{}
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		delete(f.since, &now)
+	}
+}
+
+// longest is how long the oldest of them has been under way, 0 while there is
+// none.
+func (f *flushing) longest() (took time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for since := range f.since {
+		took = max(took, time.Since(*since))
+	}
+	return took
 }
 
 // flushNames makes what was done to names in dir durable, and dir itself with

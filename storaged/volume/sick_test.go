@@ -9,6 +9,9 @@ import (
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
+	"runtime"
+	"strconv"
+	"sync"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -191,6 +194,60 @@ func TestBusyDisk(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestHungFlush hangs flushes while everything else on the disk goes on. Uploads
+// that wait for one hold no slot, but a file and a goroutine each: they must not
+// become more and more. It counts goroutines, and so runs alone.
+func TestHungFlush(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		exclusive bool
+		op        simdisk.Op
+	}{
+		{"of the filesystem", true, simdisk.OpSyncFS},
+		{"of a directory", false, simdisk.OpSyncDir},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				disk := simulate(t, simdisk.Options{}, c.exclusive)
+				d, v := openSim(t, disk, volume.Options{Slots: 4})
+				mustPut(t, v, "kept", []byte("old"))
+				heal := disk.Inject(simdisk.Fault{Ops: []simdisk.Op{c.op}, Hang: true})
+				before := runtime.NumGoroutine()
+				var puts sync.WaitGroup
+				for i := range 600 { // five a second
+					puts.Go(func() {
+						if err := put(v, strconv.Itoa(i), []byte("x")); !errors.Is(err, volume.ErrSick) {
+							t.Errorf("put %d: %v, want ErrSick", i, err)
+						}
+					})
+					<-time.After(200 * time.Millisecond) // of the bubble
+				}
+				puts.Wait()
+				const most = 200 // what comes before the disk counts as sick
+				if n := runtime.NumGoroutine() - before; n > most {
+					t.Errorf("%d goroutines wait", n)
+				}
+				start := time.Now()
+				if err := put(v, "late", []byte("x")); !errors.Is(err, volume.ErrSick) || time.Since(start) > 0 {
+					t.Errorf("put to a disk that is known to hang: %v after %v", err, time.Since(start))
+				}
+				if got, err := read(v, "kept"); string(got) != "old" || err != nil {
+					t.Errorf("reading goes on: %q, %v", got, err)
+				}
+				heal()
+				synctest.Wait()
+				mustPut(t, v, "new", []byte("y"))
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+				if n := disk.Open(); n != 0 {
+					t.Errorf("%d files are still open", n)
+				}
+			})
+		})
+	}
 }
 
 // TestHungAtStart opens a docroot of which one disk hangs.

@@ -132,6 +132,7 @@ type Volume struct {
 	names    nameLocks
 	temps    temps
 	dirs     dirFlushers
+	flushing flushing
 	durable  durableDirs
 	group    *flusher              // nil: files and directories are flushed one by one
 	failed   atomic.Pointer[error] // of the first shared flush that failed
