@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -108,6 +109,30 @@ type world struct {
 	// everything is known; several after a call whose outcome nobody heard.
 	files map[string][]state
 	next  int // makes bodies unique
+
+	log *logBuffer // of all daemons
+}
+
+// logBuffer keeps the end of a log.
+type logBuffer struct {
+	mu sync.Mutex // guards b
+	b  []byte
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.b) > 1<<20 {
+		l.b = append(l.b[:0], l.b[len(l.b)-1<<19:]...)
+	}
+	l.b = append(l.b, p...)
+	return len(p), nil
+}
+
+func (l *logBuffer) tail(lines int) []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return tail(l.b, lines)
 }
 
 // simHost is a storage daemon on a simulated disk.
@@ -125,6 +150,7 @@ func newWorld(t *testing.T, rt *rapid.T, ips []string, storagePort, trackerPort 
 		addr:  net.JoinHostPort("127.0.0.1", strconv.Itoa(trackerPort)),
 		port:  storagePort,
 		files: map[string][]state{},
+		log:   &logBuffer{},
 	}
 	rt.Cleanup(w.close)
 	ctx := context.Background()
@@ -178,7 +204,7 @@ func (w *world) startHost(h *simHost) {
 		MgmtListen:   net.JoinHostPort(h.ip, strconv.Itoa(w.port+1)),
 		DrainTimeout: time.Millisecond,
 		FS:           h.disk,
-		Log:          zerolog.Nop(),
+		Log:          zerolog.New(w.log).With().Str("host", h.ip).Logger(),
 	})
 	if err != nil {
 		w.rt.Fatal(err)
@@ -216,7 +242,7 @@ func (w *world) startTracker() {
 		NodeTimeout:     2 * time.Second,
 		TempfileAge:     time.Hour,
 		MonitorInterval: 50 * time.Millisecond, RefreshInterval: 200 * time.Millisecond, TestWriteInterval: 100 * time.Millisecond,
-		Log: zerolog.Nop(),
+		Log: zerolog.New(w.log).With().Timestamp().Logger().Level(zerolog.DebugLevel),
 	})
 	if err != nil {
 		w.rt.Fatal(err)
@@ -267,10 +293,25 @@ func (w *world) within(d time.Duration, what string, check func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			w.rt.Fatalf("not within %v: %s: %v", d, what, err)
+			w.rt.Fatalf("not within %v: %s: %v\n%s\n%s", d, what, err, w.log.tail(150), w.dump())
 		}
 		<-tick.C
 	}
+}
+
+// dump shows what the namespace and the disks hold.
+func (w *world) dump() string {
+	var b strings.Builder
+	files, err := w.store.ListFIDs(context.Background(), 0, 1000)
+	fmt.Fprintln(&b, "files:", err)
+	for _, f := range files {
+		d, err := w.store.DebugFile(context.Background(), f.FID)
+		fmt.Fprintf(&b, "%q: %+v on %v %+v %v\n", f.Key, f, d.Devices, d.Queues, err)
+	}
+	for _, h := range w.hosts {
+		fmt.Fprintln(&b, h.ip, h.disk.Files("/mogdata"))
+	}
+	return b.String()
 }
 
 func callTimeout() (context.Context, context.CancelFunc) {
