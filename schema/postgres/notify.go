@@ -71,7 +71,9 @@ func (s *Store) listenOnce(ctx context.Context, changes chan<- struct{}, missed 
 		defer cancel()
 		_ = conn.Close(ctx) // nothing depends on how it ends
 	}()
-	if _, err := conn.Exec(ctx, `LISTEN `+channel); err != nil {
+	within, cancel := context.WithTimeout(ctx, sessionTimeout)
+	defer cancel()
+	if _, err := conn.Exec(within, `LISTEN `+channel); err != nil {
 		return err
 	}
 	for {

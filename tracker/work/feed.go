@@ -323,9 +323,11 @@ type row struct {
 func rowOf(j schema.Job) row { return row{j.FID, j.DevID, j.What} }
 
 // giveBackWaiting makes rows that were claimed and not begun due at once, for
-// other trackers. Those that cannot be given back come due when their lease
-// ends.
+// other trackers, even where ctx has ended. Those that cannot be given back
+// soon come due when their lease ends.
 func (f *Feed) giveBackWaiting(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unlockTimeout)
+	defer cancel()
 	f.mu.Lock()
 	waiting := f.waiting
 	f.waiting = nil
@@ -333,7 +335,7 @@ func (f *Feed) giveBackWaiting(ctx context.Context) {
 	var g errgroup.Group
 	g.SetLimit(giveBackJobs)
 	for _, l := range waiting {
-		g.Go(func() error { return l.GiveBack(ctx, 0) })
+		g.Go(func() error { return l.giveBack(ctx, 0) })
 	}
 	if err := g.Wait(); err != nil {
 		f.o.Log.Warn().Err(err).Stringer("queue", f.o.Queue).Msg("claimed work was not given back, it waits for its leases to end")
@@ -366,9 +368,13 @@ func (l *Lease) End() schema.Job {
 // GiveBack ends the lease and makes the row due again after delay, with the
 // failures that it had. It does so even where ctx has ended.
 func (l *Lease) GiveBack(ctx context.Context, delay time.Duration) error {
-	job := l.End()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unlockTimeout)
 	defer cancel()
+	return l.giveBack(ctx, delay)
+}
+
+func (l *Lease) giveBack(ctx context.Context, delay time.Duration) error {
+	job := l.End()
 	_, err := l.feed.o.Store.Reschedule(ctx, job, delay, job.FailCount)
 	return err
 }

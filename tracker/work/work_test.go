@@ -616,3 +616,44 @@ func TestLimiter(t *testing.T) {
 		releases[1]()
 	})
 }
+
+// hungLeaser is a database that hangs once it has given out rows.
+type hungLeaser struct{ *worktest.Store }
+
+func (hungLeaser) Reschedule(ctx context.Context, _ schema.Job, _ time.Duration, _ int) (bool, error) {
+	<-ctx.Done()
+	return false, ctx.Err()
+}
+
+// TestFeedEndsWhileTheDatabaseHangs stops a tracker that cannot give back the
+// many rows it has claimed: they come due by themselves, and nobody waits.
+func TestFeedEndsWhileTheDatabaseHangs(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := worktest.NewStore()
+		for fid := protocol.FID(1); fid <= 500; fid++ {
+			store.SetRow(worktest.Key{Queue: schema.QueueReplicate, FID: fid}, worktest.Row{})
+		}
+		feed := work.NewFeed(work.FeedOptions{Store: hungLeaser{store}, Queue: schema.QueueReplicate, Batch: 500, Log: zerolog.Nop()})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- feed.Run(ctx) }()
+		waiting := 0
+		for i := 0; i < 500 && waiting < 50; i++ { // claims grow as rows are used up
+			for _, l := range feed.Take(ctx, 1) {
+				l.End()
+			}
+			waiting, _ = feed.Stats()
+		}
+		if waiting < 50 {
+			t.Errorf("only %d rows are claimed and wait", waiting)
+		}
+		cancel()
+		began := time.Now()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if took := time.Since(began); took > 6*time.Second {
+			t.Errorf("it took %s", took)
+		}
+	})
+}
