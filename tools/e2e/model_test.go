@@ -550,15 +550,23 @@ func (w *world) putOnFault(rt *rapid.T) {
 	w.counts.steps++
 	key, s := newKey(rt), w.newState(rt)
 	h := rapid.SampledFrom(w.hosts).Draw(rt, "host")
+	rng := w.rng(rt)
+	op := rapid.SampledFrom([]simdisk.Op{simdisk.OpSync, simdisk.OpSyncDir, simdisk.OpWrite, simdisk.OpSetAttr, simdisk.OpClose}).Draw(rt, "op")
 	heal := h.disk.Inject(simdisk.Fault{
-		Ops:   []simdisk.Op{rapid.SampledFrom([]simdisk.Op{simdisk.OpSync, simdisk.OpSyncDir, simdisk.OpWrite, simdisk.OpSetAttr, simdisk.OpClose}).Draw(rt, "op")},
+		Ops:   []simdisk.Op{op},
 		Skip:  rapid.IntRange(0, 3).Draw(rt, "skip"),
 		Times: rapid.IntRange(1, 5).Draw(rt, "times"),
 		Err:   rapid.SampledFrom([]error{syscall.EIO, syscall.ENOSPC}).Draw(rt, "error"),
 	})
 	w.storeFile(rt, key, s, false)
 	heal()
-	// A device whose flush failed takes no more writes until it is opened anew.
+	if op == simdisk.OpSyncDir {
+		// What the system shows of a directory that it could not write need not
+		// be on disk: the device takes no more writes until it is mounted anew.
+		w.counts.cuts++
+		w.restart(h, h.disk.Crash(rng))
+		return
+	}
 	w.restart(h, h.disk.Restart())
 }
 
