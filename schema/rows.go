@@ -1,6 +1,7 @@
 package schema
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/mogile/mogile/protocol"
@@ -215,4 +216,21 @@ type Tracker struct {
 	Address  string
 	Version  string
 	LastSeen time.Time // the database's clock
+}
+
+// ExplicitLead is how far above the last fid of the sequence an explicit fid
+// may be: the sequence is raised to it, and what lies between is lost.
+const ExplicitLead = 10_000_000
+
+// CheckExplicitFID refuses an explicit fid that is more than [ExplicitLead]
+// above last, the last fid of the sequence: a single request could use up the
+// fids that the columns hold. The error matches protocol.ErrFIDInUse.
+func CheckExplicitFID(fid, last protocol.FID) error {
+	if highest := last + ExplicitLead; fid > highest {
+		return &protocol.Error{
+			Code: protocol.ErrFIDInUse.Code,
+			Text: fmt.Sprintf("A fid must not be so far above those in use; the highest that can be chosen now is %d", highest),
+		}
+	}
+	return nil
 }

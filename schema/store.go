@@ -65,8 +65,9 @@ type Files interface {
 	// where that is 0. CreateTime is ignored. An explicit fid that file,
 	// tempfile, file_on or a queue of deletions knows is refused with an error
 	// matching protocol.ErrFIDInUse; one above the sequence raises the sequence
-	// first, so that it is never issued again. Keys that the database cannot
-	// hold get protocol.ErrInvalidKey with the reason as text.
+	// first, so that it is never issued again, and is refused in the same way
+	// where that is too far (see [CheckExplicitFID]). Keys that the database
+	// cannot hold get protocol.ErrInvalidKey with the reason as text.
 	CreateTempfile(ctx context.Context, t Tempfile) (protocol.FID, error)
 	// Tempfile reads an upload's row, or returns an error matching
 	// protocol.ErrNoTempfile.

@@ -127,11 +127,14 @@ func (s *Store) insertExplicit(ctx context.Context, t schema.Tempfile) error {
 	if t.FID > protocol.MaxFID-2*originSkip {
 		return protocol.ErrFIDInUse
 	}
-	if err := s.fits(t.FID); err != nil {
-		return err
+	if s.fits(t.FID) != nil {
+		return protocol.ErrFIDInUse
 	}
 	var last int64
 	if err := s.pool.QueryRow(ctx, lastFID).Scan(&last); err != nil {
+		return err
+	}
+	if err := schema.CheckExplicitFID(t.FID, protocol.FID(last)); err != nil {
 		return err
 	}
 	if int64(t.FID) > last {

@@ -90,6 +90,13 @@ func (s *Store) CreateTempfile(ctx context.Context, t schema.Tempfile) (_ protoc
 		var fid any // NULL: from the sequence
 		if t.FID != 0 {
 			fid = int64(t.FID)
+			var last int64 // stays 0 where no fid was given out yet
+			if _, err := w.row("SELECT seq FROM sqlite_sequence WHERE name = 'tempfile'", nil, &last); err != nil {
+				return 0, err
+			}
+			if err := schema.CheckExplicitFID(t.FID, protocol.FID(last)); err != nil {
+				return 0, err
+			}
 			if known, err := w.knows(fid); err != nil {
 				return 0, err
 			} else if known {

@@ -131,6 +131,16 @@ func checkExplicitFID(e *env) {
 	_, err = e.CreateTempfile(e.ctx, t)
 	e.want(err, protocol.ErrFIDInUse)
 
+	// One request cannot use up what others need.
+	for _, fid := range []protocol.FID{high + 2*schema.ExplicitLead, 1<<31 - 1, protocol.MaxFID / 2, protocol.MaxFID} {
+		t.FID = fid
+		_, err = e.CreateTempfile(e.ctx, t)
+		e.want(err, protocol.ErrFIDInUse)
+	}
+	if fid := e.open("next"); fid >= high+schema.ExplicitLead {
+		e.Fatalf("the next fid is %d", fid)
+	}
+
 	// Even when nothing remembers the highest of them any more, the sequence
 	// does.
 	last := high + 2_000_000
