@@ -36,6 +36,7 @@ type command struct {
 	// run fills q.reply. An error that is a refusal is told to the client;
 	// any other is logged, and told as "failure".
 	run     func(ctx context.Context, q *query) error
+	instant bool // answers from memory, and so waits for no worker once there are any
 	metrics *status.Command
 }
 
@@ -90,6 +91,9 @@ func (t *Tracker) table() map[string]*command {
 	for name, run := range runs {
 		table[name] = &command{run: run, metrics: t.metrics.Command(name)}
 	}
+	for _, name := range []string{"get_domains", "get_hosts", "get_devices", "noop"} {
+		table[name].instant = true
+	}
 	return table
 }
 
@@ -105,16 +109,20 @@ func (t *Tracker) answerLine(ctx context.Context, c *conn, line []byte, out []by
 	text := string(line)
 	c.place.line = text
 	defer c.forget()
-	worker, err := t.queries.acquire(&c.place)
-	if err != nil {
-		return nil, err
-	}
-	started := t.now()
 	req, err := protocol.ParseRequest(text)
 	cmd := t.commands[req.Command]
 	if err != nil || cmd == nil {
 		cmd = t.commands[unknownCommand]
 	}
+	// While all workers wait for a database or a storage daemon that hangs,
+	// those who only ask whether somebody is there get their answer.
+	worker := 0
+	if !cmd.instant || !t.queries.pass() {
+		if worker, err = t.queries.acquire(&c.place); err != nil {
+			return nil, err
+		}
+	}
+	started := t.now()
 	q := &c.query
 	*q = query{
 		Args: req.Args, reply: q.reply[:0], dog: &c.dog, rng: q.rng, at: t.cluster.Snapshot(),
@@ -126,14 +134,18 @@ func (t *Tracker) answerLine(ctx context.Context, c *conn, line []byte, out []by
 	c.dog.start(t.opts.QueryTimeout, cancel, func() {
 		t.metrics.Dropped(status.DropGivenUp)
 		t.log.Error().Str("command", req.Command).Stringer("client", c.from).Msg("query hangs, its connection is closed")
-		t.queries.replace(worker)
+		if worker != 0 {
+			t.queries.replace(worker)
+		}
 		c.close()
 	})
 	err = protect(work, cmd, q)
 	if !c.dog.stop() {
 		return nil, errGivenUp
 	}
-	t.queries.release(worker)
+	if worker != 0 {
+		t.queries.release(worker)
+	}
 	out, code := t.appendReply(work, out, req, q.reply, err)
 	done := t.now()
 	cmd.metrics.Answered(code, done.Sub(began))

@@ -98,6 +98,18 @@ func (q *queryWorkers) acquire(t *ticket) (int, error) {
 	return 0, errStopping
 }
 
+// pass lets a request through that needs no worker, and counts it. It reports
+// false where such a request has to wait, or be sent away, as all others.
+func (q *queryWorkers) pass() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !q.opened || q.stopped || q.desired == 0 {
+		return false
+	}
+	q.queries++
+	return true
+}
+
 // stop sends away the requests that wait, and all that come. Those that have
 // begun go on.
 func (q *queryWorkers) stop() {
