@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -142,6 +143,16 @@ func TestPathCacheDropsWhatWasReadBefore(t *testing.T) {
 			if f, _, ok := c.find(k, rules); !ok || f.file.FID != 2 {
 				t.Errorf("remembered is %+v, %t; want fid 2", f, ok)
 			}
+			f, err = c.read(t.Context(), k, pathRules{ttl: time.Minute}, func(ctx context.Context) (schema.File, []protocol.DevID, error) {
+				change(c)
+				return finds(1)(ctx)
+			})
+			if err != nil || f.file.FID != 1 {
+				t.Errorf("the read that began before answers %+v, %v", f, err)
+			}
+			if f, ok := c.last(k); ok {
+				t.Errorf("remembered is %+v, which was read before the change", f)
+			}
 			if len(c.reads) != 0 {
 				t.Errorf("%d reads are left", len(c.reads))
 			}
@@ -277,8 +288,10 @@ func TestPathCacheNeverAnswersFromBeforeAChange(t *testing.T) {
 		writers.Go(func() {
 			for n := range uint64(writes) {
 				rows[i].Store(n + 1) // committed
+				runtime.Gosched()
 				c.forget(1, fmt.Sprint(i))
 				acknowledged[i].Store(n + 1)
+				runtime.Gosched()
 			}
 		})
 	}
@@ -297,7 +310,9 @@ func TestPathCacheNeverAnswersFromBeforeAChange(t *testing.T) {
 				if !ok {
 					var err error
 					if f, err = c.read(t.Context(), k, rules, func(ctx context.Context) (schema.File, []protocol.DevID, error) {
-						return finds(protocol.FID(rows[i].Load()))(ctx)
+						fid := protocol.FID(rows[i].Load())
+						runtime.Gosched()
+						return finds(fid)(ctx)
 					}); err != nil {
 						t.Error(err)
 						return
