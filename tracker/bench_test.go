@@ -100,7 +100,7 @@ func BenchmarkGetPaths(b *testing.B) {
 	for i := range 100 {
 		c.store(fmt.Sprintf("key-%d", i), "hello", "")
 	}
-	for _, verify := range []string{"noverify=1", "noverify=0"} {
+	for _, verify := range []string{"noverify=1", "noverify=0", "noverify=1&stale=3600"} {
 		for _, n := range benchClients {
 			b.Run(fmt.Sprintf("%s/clients=%d", verify, n), func(b *testing.B) {
 				e.clients(b, n, func(a *asker, i int64) error {
