@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -39,7 +40,7 @@ func (t *Tracker) getPaths(ctx context.Context, q *query) error {
 		if err != nil {
 			return err
 		}
-		if !away {
+		if !away && (now.file.FID != f.file.FID || !slices.Equal(now.devs, f.devs)) {
 			f = now
 			paths, _ = t.readPaths(ctx, q, f)
 		}
