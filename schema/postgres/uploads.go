@@ -127,8 +127,8 @@ func (s *Store) insertExplicit(ctx context.Context, t schema.Tempfile) error {
 	if t.FID > protocol.MaxFID-2*originSkip {
 		return protocol.ErrFIDInUse
 	}
-	if s.fits(t.FID) != nil {
-		return protocol.ErrFIDInUse
+	if err := s.fits(t.FID); err != nil {
+		return &protocol.Error{Code: protocol.ErrFIDInUse.Code, Text: err.Error()}
 	}
 	var last int64
 	if err := s.pool.QueryRow(ctx, lastFID).Scan(&last); err != nil {
