@@ -40,7 +40,7 @@ import (
 func TestModel(t *testing.T) {
 	t.Parallel()
 	const steps = 100
-	for name, value := range map[string]string{"rapid.checks": strconv.Itoa(scale(20)), "rapid.steps": strconv.Itoa(steps), "rapid.shrinktime": "60s", "rapid.nofailfile": "true"} {
+	for name, value := range map[string]string{"rapid.checks": strconv.Itoa(scale(12)), "rapid.steps": strconv.Itoa(steps), "rapid.shrinktime": "60s", "rapid.nofailfile": "true"} {
 		if err := flag.Set(name, value); err != nil {
 			t.Fatal(err)
 		}
