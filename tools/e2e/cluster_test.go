@@ -456,7 +456,7 @@ func fetch(url string) ([]byte, error) {
 func (c *Cluster) WaitPolicy(key string, n int) []string {
 	c.t.Helper()
 	var paths []string
-	within(c.t, 2*time.Minute, fmt.Sprintf("%d copies of %s", n, key), func() error {
+	within(c.t, 3*time.Minute, fmt.Sprintf("%d copies of %s", n, key), func() error {
 		var err error
 		if paths, err = c.Paths(key); err != nil {
 			return err

@@ -234,11 +234,7 @@ func (w *Worker) handle(ctx context.Context, id int, rng *rand.Rand, lease *work
 	case result != failed:
 	case errors.Is(err, schema.ErrUnavailable):
 		w.o.Outage.Failed(err)
-		work.Pause(ctx, outagePause)
-		// If the database is still away, the row comes back when its lease is over.
-		if err := lease.GiveBack(ctx, work.LockedDelay); err != nil {
-			w.o.Outage.Failed(err)
-		}
+		w.giveBackAfterOutage(ctx, lease)
 		return
 	default:
 		w.o.Log.Error().Err(err).Uint64("fid", uint64(job.FID)).Int("worker", id).Msg("replication failed")
@@ -246,8 +242,25 @@ func (w *Worker) handle(ctx context.Context, id int, rng *rand.Rand, lease *work
 	}
 	if err := w.settle(ctx, rng, lease, result, retries); errors.Is(err, schema.ErrUnavailable) {
 		w.o.Outage.Failed(err)
+		w.giveBackAfterOutage(ctx, lease) // what was done already is found done
 	} else if err != nil {
 		w.o.Log.Warn().Err(err).Uint64("fid", uint64(job.FID)).Msg("replication queue not updated, the fid comes back when its lease is over")
+	}
+}
+
+// giveBackAfterOutage makes a row due again when the database is back, rather
+// than when its lease is over. Until then the worker has nothing else to do.
+func (w *Worker) giveBackAfterOutage(ctx context.Context, lease *work.Lease) {
+	for since := time.Duration(0); since < work.LeaseTime && ctx.Err() == nil; since += outagePause {
+		work.Pause(ctx, outagePause)
+		err := lease.GiveBack(ctx, work.LockedDelay)
+		if !errors.Is(err, schema.ErrUnavailable) {
+			if err != nil {
+				w.o.Log.Warn().Err(err).Uint64("fid", uint64(lease.Job().FID)).Msg("a row is not given back before its lease is over")
+			}
+			return
+		}
+		w.o.Outage.Failed(err)
 	}
 }
 

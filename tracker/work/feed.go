@@ -21,6 +21,10 @@ type Leaser interface {
 	Reschedule(ctx context.Context, job schema.Job, delay time.Duration, failcount int) (bool, error)
 }
 
+// LeaseTime is how long a claimed row belongs to its worker unless that renews
+// it: a crashed tracker's rows come back after it.
+const LeaseTime = 120 * time.Second
+
 // FeedOptions say what a feed claims.
 type FeedOptions struct {
 	Store Leaser
@@ -77,7 +81,7 @@ func NewFeed(o FeedOptions) *Feed {
 		o.Batch = 100
 	}
 	if o.Lease <= 0 {
-		o.Lease = 120 * time.Second
+		o.Lease = LeaseTime
 	}
 	if o.Idle <= 0 {
 		o.Idle = time.Second
