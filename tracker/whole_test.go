@@ -21,7 +21,7 @@ func TestFileIsCopiedServedAndGone(t *testing.T) {
 	e.eventually("there are two copies", func() bool { return c.ok("get_paths domain=toast&key=k").Number("paths") == 2 })
 	paths := c.ok("get_paths domain=toast&key=k")
 	for i := 1; i <= 2; i++ {
-		res, err := http.Get(paths.Get(fmt.Sprintf("path%d", i))) //nolint:noctx // a plain client
+		res, err := (&http.Client{Timeout: 30 * time.Second}).Get(paths.Get(fmt.Sprintf("path%d", i)))
 		if err != nil {
 			t.Fatal(err)
 		}
