@@ -198,17 +198,23 @@ func (w *world) must(_ any, err error) {
 }
 
 func (w *world) startHost(h *simHost) {
-	d, err := storaged.New(storaged.Options{
+	o := storaged.Options{
 		Docroot:      "/mogdata",
 		HTTPListen:   net.JoinHostPort(h.ip, strconv.Itoa(w.port)),
 		MgmtListen:   net.JoinHostPort(h.ip, strconv.Itoa(w.port+1)),
 		DrainTimeout: time.Millisecond,
 		FS:           h.disk,
 		Log:          zerolog.New(w.log).With().Str("host", h.ip).Logger(),
-	})
-	if err != nil {
-		w.rt.Fatal(err)
 	}
+	var d *storaged.Daemon
+	// Between two lives of a daemon another process may borrow its port.
+	w.within(20*time.Second, "storage daemon listens", func() error {
+		var err error
+		if d, err = storaged.New(o); err != nil && !errors.Is(err, syscall.EADDRINUSE) {
+			w.rt.Fatal(err)
+		}
+		return err
+	})
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel, h.done = cancel, make(chan error, 1)
 	go func() { h.done <- d.Run(ctx) }()
@@ -302,6 +308,9 @@ func (w *world) within(d time.Duration, what string, check func() error) {
 // dump shows what the namespace and the disks hold.
 func (w *world) dump() string {
 	var b strings.Builder
+	if w.store == nil { // not opened yet
+		return ""
+	}
 	files, err := w.store.ListFIDs(context.Background(), 0, 1000)
 	fmt.Fprintln(&b, "files:", err)
 	for _, f := range files {
