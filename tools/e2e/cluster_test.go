@@ -210,6 +210,12 @@ type Spec struct {
 	Devices  int    // of each host, 2 unless set
 	// TrackerArgs are flags of the trackers beyond those that the cluster needs.
 	TrackerArgs []string
+	// Bare leaves the database empty: the test makes its domains, hosts and
+	// devices, of which the daemons and folders are there.
+	Bare bool
+	// GetListen has the storage daemons serve reads on a port of their own, two
+	// above Port.
+	GetListen bool
 }
 
 // Host is a storage host: one daemon on an address of its own.
@@ -229,7 +235,7 @@ type Cluster struct {
 	Addrs    []string // of the trackers
 	Status   []string // of the trackers' status ports
 	Hosts    []*Host
-	Port     int // HTTP port of the storage hosts
+	Port     int // HTTP port of the storage hosts; the side channel is on the next
 	Client   *protocol.Client
 }
 
@@ -287,7 +293,7 @@ func StartCluster(t testing.TB, s Spec) *Cluster {
 	for i := range s.Hosts {
 		ips = append(ips, fmt.Sprintf("127.0.0.%d", i+1))
 	}
-	c.Port = freePorts(t, 2, ips...)
+	c.Port = freePorts(t, 3, ips...)
 	dev := protocol.DevID(0)
 	for i, ip := range ips {
 		h := &Host{Name: fmt.Sprintf("host%d", i+1), IP: ip, Docroot: filepath.Join(dir, fmt.Sprintf("host%d", i+1))}
@@ -298,9 +304,13 @@ func StartCluster(t testing.TB, s Spec) *Cluster {
 				t.Fatal(err)
 			}
 		}
-		h.Process = start(t, h.Name, "storaged", "--docroot", h.Docroot,
+		args := []string{"storaged", "--docroot", h.Docroot,
 			"--http-listen", net.JoinHostPort(ip, strconv.Itoa(c.Port)),
-			"--mgmt-listen", net.JoinHostPort(ip, strconv.Itoa(c.Port+1)))
+			"--mgmt-listen", net.JoinHostPort(ip, strconv.Itoa(c.Port+1))}
+		if s.GetListen {
+			args = append(args, "--http-get-listen", net.JoinHostPort(ip, strconv.Itoa(c.Port+2)))
+		}
+		h.Process = start(t, h.Name, args...)
 		c.Hosts = append(c.Hosts, h)
 	}
 	for i := range s.Trackers {
@@ -317,8 +327,14 @@ func StartCluster(t testing.TB, s Spec) *Cluster {
 	}
 	c.Client = client
 	t.Cleanup(func() { client.Close() })
-	c.setUp()
-	c.WaitWriteable()
+	within(t, 30*time.Second, "tracker answers", func() error {
+		_, err := c.Try("get_hosts")
+		return err
+	})
+	if !s.Bare {
+		c.setUp()
+		c.WaitWriteable()
+	}
 	return c
 }
 
@@ -346,10 +362,6 @@ func (c *Cluster) Try(command string, fields ...string) (protocol.Args, error) {
 
 func (c *Cluster) setUp() {
 	c.t.Helper()
-	within(c.t, 30*time.Second, "tracker answers", func() error {
-		_, err := c.Try("noop")
-		return err
-	})
 	c.Do("create_domain", "domain="+domain)
 	for class, n := range map[string]string{"default": "2", "single": "1", "triple": "3"} {
 		c.Do("create_class", "domain="+domain, "class="+class, "mindevcount="+n)
