@@ -75,6 +75,7 @@ func (c *conn) serve(ctx context.Context) {
 		if err := c.send(c.out); err != nil {
 			return
 		}
+		c.beginWatching()
 	}
 }
 
