@@ -1,6 +1,7 @@
 # make         build ./mogile and ./mogtool
 # make test    install what the tests need, and run them all with the race detector
-# make soak    the same scenarios in large
+# make soak    the same scenarios in large, and an hour of fuzzing
+# make fuzz    the fuzz targets alone, FUZZ seconds in all
 # make lint    formatting, go vet, staticcheck
 # make bench   the benchmarks
 
@@ -11,7 +12,10 @@ SHELL := /bin/bash
 # its own, and a machine of two cores must not be what a test measures.
 PARALLEL ?= 2
 
-.PHONY: all build test soak lint vulncheck bench deps clean
+# Seconds of fuzzing, shared by all targets.
+FUZZ ?= 3600
+
+.PHONY: all build test soak fuzz lint vulncheck bench deps clean
 
 all: build
 
@@ -26,6 +30,10 @@ test: deps
 # MOGILE_TEST_SCALE multiplies the counts of the tests that take it.
 soak: deps
 	MOGILE_TEST_SCALE=10 $(GO) test -p 1 -count 1 -timeout 150m ./...
+	.ci/fuzz $(FUZZ)
+
+fuzz:
+	.ci/fuzz $(FUZZ)
 
 lint:
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "not formatted: $$unformatted"; exit 1; }
