@@ -113,6 +113,9 @@ func (t *Tracker) answerLine(ctx context.Context, c *conn, line []byte, out []by
 	cmd := t.commands[req.Command]
 	if err != nil || cmd == nil {
 		cmd = t.commands[unknownCommand]
+		c.strange++
+	} else {
+		c.strange = 0
 	}
 	// While all workers wait for a database or a storage daemon that hangs,
 	// those who only ask whether somebody is there get their answer.

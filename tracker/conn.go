@@ -35,6 +35,8 @@ type conn struct {
 	query query
 
 	watching *watcher // follows the log; nil where it does not
+
+	strange int // unknown commands since the last that was known
 }
 
 func newConn(s *server, nc net.Conn) *conn {
@@ -72,11 +74,29 @@ func (c *conn) serve(ctx context.Context) {
 			return
 		}
 		in.free()
+		if pause := c.patience(); pause > 0 && !wait(ctx, pause) {
+			return
+		}
 		if err := c.send(c.out); err != nil {
 			return
 		}
 		c.beginWatching()
 	}
+}
+
+// A client that sends garbage gets its answers, but is made to wait for them:
+// answering at full speed would take the time of all others. strangeFree unknown
+// commands in a row are answered at once, which is more than a client needs that
+// finds out what this tracker knows.
+const (
+	strangeFree  = 100
+	strangeStep  = 10 * time.Millisecond // for each beyond
+	strangeLimit = time.Second
+)
+
+// patience is how long the answer to the last request is held back.
+func (c *conn) patience() time.Duration {
+	return min(time.Duration(max(c.strange-strangeFree, 0))*strangeStep, strangeLimit)
 }
 
 // send writes all of b. It fails when the client has taken nothing for the slow

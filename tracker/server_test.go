@@ -98,6 +98,54 @@ func (sv *serving) dial() net.Conn {
 	return ours
 }
 
+// Garbage is answered ever more slowly, and one sensible request makes good.
+func TestGarbageIsAnsweredWithPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sv := serve(t, serverOptions{}, func(_ context.Context, c *conn, line, out []byte) ([]byte, error) {
+			if string(line) == "noop" {
+				c.strange = 0
+			} else {
+				c.strange++
+			}
+			return angled(line, out), nil
+		})
+		defer sv.end()
+		conn := sv.dial()
+		defer conn.Close()
+		r := bufio.NewReader(conn)
+		ask := func(line string) time.Duration {
+			begin := time.Now()
+			if _, err := io.WriteString(conn, line+"\n"); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := r.ReadString('\n'); err != nil || got != "<"+line+">\r\n" {
+				t.Fatalf("answer %q, %v", got, err)
+			}
+			return time.Since(begin)
+		}
+		for i := range strangeFree {
+			if took := ask("#"); took != 0 {
+				t.Fatalf("unknown command %d is held back for %v", i+1, took)
+			}
+		}
+		if took := ask("#"); took != strangeStep {
+			t.Errorf("the first beyond is held back for %v, want %v", took, strangeStep)
+		}
+		for range 200 {
+			ask("#")
+		}
+		if took := ask("#"); took != strangeLimit {
+			t.Errorf("a flood is held back for %v each, want %v", took, strangeLimit)
+		}
+		if took := ask("noop"); took != 0 {
+			t.Errorf("a known command is held back for %v", took)
+		}
+		if took := ask("#"); took != 0 {
+			t.Errorf("one unknown command after it is held back for %v", took)
+		}
+	})
+}
+
 // echo answers every line with itself.
 func echo(_ context.Context, _ *conn, line, out []byte) ([]byte, error) {
 	return angled(line, out), nil
