@@ -28,6 +28,8 @@ type command struct {
 	uri    string            // as it was sent; begins with a slash
 	hash   protocol.HashType // of verbDigest
 	reason string            // of verbDigest, may be empty
+
+	graceful bool // of verbShutdown: the word was there
 }
 
 // reasonFsck marks the digests of which one at a time runs on a file system.
@@ -58,7 +60,7 @@ func parseCommand(line string) command {
 	case strings.EqualFold(c.word, "watch") && len(args) == 0:
 		c.verb = verbWatch
 	case c.word == "shutdown" && (len(args) == 0 || len(args) == 1 && args[0] == "graceful"):
-		c.verb = verbShutdown
+		c.verb, c.graceful = verbShutdown, len(args) == 1
 	case c.word == "server":
 		name, value, ok := strings.Cut(strings.Join(args, ""), "=")
 		if n, err := strconv.Atoi(value); ok && name == "aio_threads" && err == nil && n >= 1 && n <= maxThreads {

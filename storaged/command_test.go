@@ -36,7 +36,7 @@ func TestParseCommand(t *testing.T) {
 		{"WATCH", command{verb: verbWatch, word: "WATCH"}},
 		{"watch me", command{word: "watch"}},
 		{"shutdown", command{verb: verbShutdown, word: "shutdown"}},
-		{"shutdown graceful", command{verb: verbShutdown, word: "shutdown"}},
+		{"shutdown graceful", command{verb: verbShutdown, word: "shutdown", graceful: true}},
 		{"shutdown now", command{word: "shutdown"}},
 		{"Shutdown", command{word: "Shutdown"}},
 		{"server aio_threads = 5", command{verb: verbThreads, word: "server"}},

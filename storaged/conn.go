@@ -11,56 +11,124 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/rs/zerolog"
+)
+
+// Times of connections on which nothing happens.
+const (
+	// freshGrace is for how long one that has not asked for anything yet is let
+	// be, when its place is wanted or the daemon stops: its request may be on
+	// the way.
+	freshGrace = 2 * time.Second
+	// idleOutOfFiles is how long a connection must have been idle to be closed
+	// where descriptors have run out, as in cmogstored 1.2.
+	idleOutOfFiles = 5 * time.Second
+	// pauseOutOfFiles is the pause before accepting is tried again then.
+	pauseOutOfFiles = 100 * time.Millisecond
 )
 
 // listener bounds the connections that are open at a time. Where all are in
 // use, the one that has been waiting for a further request for longest is
-// closed to make room for a newcomer; where none is waiting, newcomers are.
+// closed to make room for a newcomer; where none is waiting, newcomers are: one
+// that is accepted, the rest in the kernel's queue.
 type listener struct {
 	*net.TCPListener
 	timeout time.Duration // see [conn]
 	meter   *meter
+	log     zerolog.Logger
+	relieve func()        // gives descriptors back, where there are none left
 	slots   chan struct{} // holds one element for each open connection
 	done    chan struct{} // closed by Close
 	once    sync.Once
 
-	mu       sync.Mutex // guards what follows, and conn.place and conn.active
+	mu       sync.Mutex // guards what follows, and what conn says it guards
 	open     map[*conn]struct{}
 	idle     list.List // of *conn, the one that is idle for longest in front
 	starving bool      // a newcomer waits for a slot
 	draining bool      // connections are closed as soon as they are not active
 }
 
-func newListener(l *net.TCPListener, maxConns int, timeout time.Duration, m *meter) *listener {
+func newListener(l *net.TCPListener, o *Options, m *meter, relieve func()) *listener {
 	return &listener{
-		TCPListener: l, timeout: timeout, meter: m,
-		slots: make(chan struct{}, maxConns), done: make(chan struct{}), open: map[*conn]struct{}{},
+		TCPListener: l, timeout: o.ClientTimeout, meter: m, log: o.Log, relieve: relieve,
+		slots: make(chan struct{}, o.MaxConns), done: make(chan struct{}), open: map[*conn]struct{}{},
 	}
 }
 
-// Accept waits for a connection, then for a slot.
+// Accept waits for a connection, then for a slot. It fails when the listener is
+// closed, or broken.
 func (l *listener) Accept() (net.Conn, error) {
-	c, err := l.AcceptTCP()
+	c, err := l.accept()
 	if err != nil {
 		return nil, err
 	}
-	select {
-	case l.slots <- struct{}{}:
-	default:
-		l.starve(true)
-		select {
-		case l.slots <- struct{}{}:
-			l.starve(false)
-		case <-l.done:
-			return nil, errors.Join(net.ErrClosed, c.Close())
-		}
-	}
-	wrapped := &conn{TCPConn: c, from: l}
+	wrapped := &conn{TCPConn: c, from: l, slot: l.acquire()}
 	l.mu.Lock()
 	l.open[wrapped] = struct{}{}
 	l.mu.Unlock()
 	l.meter.connections.Inc()
 	return wrapped, nil
+}
+
+// accept waits for a connection. Where there are no descriptors for one it
+// closes what is idle, and tries again after a pause.
+func (l *listener) accept() (*net.TCPConn, error) {
+	failing := false
+	for {
+		c, err := l.AcceptTCP()
+		switch {
+		case err == nil && failing:
+			l.log.Info().Stringer("listen", l.Addr()).Msg("connections are accepted again")
+			fallthrough
+		case err == nil || !isTemporary(err):
+			return c, err
+		case !failing:
+			failing = true
+			l.log.Error().Err(err).Stringer("listen", l.Addr()).Msg("connections cannot be accepted: raise the limit of open files (LimitNOFILE, ulimit -n), or lower --max-conns")
+		}
+		l.meter.unaccepted.Inc()
+		l.relieve()
+		select {
+		case <-time.After(pauseOutOfFiles):
+		case <-l.done:
+			return nil, net.ErrClosed
+		}
+	}
+}
+
+// isTemporary reports whether accepting may succeed later.
+func isTemporary(err error) bool {
+	e, ok := errors.AsType[interface {
+		error
+		Temporary() bool
+	}](err)
+	return ok && e.Temporary()
+}
+
+// acquire waits for a slot. It returns without one when the listener closes:
+// who was accepted is answered all the same.
+func (l *listener) acquire() (slot bool) {
+	select {
+	case l.slots <- struct{}{}:
+		return true
+	default:
+	}
+	l.meter.waited.Inc()
+	l.starve(true)
+	defer l.starve(false)
+	tick := time.NewTicker(freshGrace / 2)
+	defer tick.Stop()
+	for {
+		l.evict()
+		select {
+		case l.slots <- struct{}{}:
+			return true
+		case <-l.done:
+			return false
+		case <-tick.C: // a connection may have become old enough to go
+		}
+	}
 }
 
 // Close stops accepting. Open connections stay.
@@ -69,13 +137,21 @@ func (l *listener) Close() error {
 	return l.TCPListener.Close()
 }
 
-// starve notes whether a newcomer waits, and makes room for one that does.
+// starve notes whether a newcomer waits.
 func (l *listener) starve(on bool) {
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.starving = on
+}
+
+// evict closes the connection that has been idle for longest, if any is.
+func (l *listener) evict() {
+	l.mu.Lock()
 	var oldest *conn
-	if e := l.idle.Front(); on && e != nil {
-		oldest = e.Value.(*conn)
+	for e := l.idle.Front(); e != nil && oldest == nil; e = e.Next() {
+		if c := e.Value.(*conn); !c.fresh || time.Since(c.since) >= freshGrace {
+			oldest = c
+		}
 	}
 	l.mu.Unlock()
 	if oldest != nil {
@@ -83,21 +159,34 @@ func (l *listener) starve(on bool) {
 	}
 }
 
-// fresh notes that c has not asked for anything yet.
-func (l *listener) fresh(c *conn) {
+// closeIdle closes the connections that have been idle for as long as age.
+func (l *listener) closeIdle(age time.Duration) {
 	l.mu.Lock()
-	unwanted := l.draining
+	var old []*conn
+	for e := l.idle.Front(); e != nil; e = e.Next() {
+		if c := e.Value.(*conn); time.Since(c.since) >= age {
+			old = append(old, c)
+		}
+	}
 	l.mu.Unlock()
-	if unwanted {
+	for _, c := range old {
 		c.Close() // nobody is left who could hear it
 	}
 }
 
-// active notes that c is answering a request.
+// fresh notes that c has not asked for anything yet.
+func (l *listener) fresh(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.fresh = true
+	l.wait(c)
+}
+
+// active notes that c has begun to ask, or is being answered.
 func (l *listener) active(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	c.active = true
+	c.fresh = false
 	l.forget(c)
 }
 
@@ -105,14 +194,21 @@ func (l *listener) active(c *conn) {
 // place, or after drain, it is closed.
 func (l *listener) waiting(c *conn) {
 	l.mu.Lock()
-	c.active = false
 	unwanted := l.starving || l.draining
-	if !unwanted && c.place == nil && !c.closed.Load() {
-		c.place = l.idle.PushBack(c)
+	if !unwanted {
+		l.wait(c)
 	}
 	l.mu.Unlock()
 	if unwanted {
 		c.Close() // nobody is left who could hear it
+	}
+}
+
+// wait enters c among the idle ones. The caller holds mu.
+func (l *listener) wait(c *conn) {
+	if c.place == nil && !c.closed.Load() {
+		c.since = time.Now()
+		c.place = l.idle.PushBack(c)
 	}
 }
 
@@ -124,20 +220,41 @@ func (l *listener) forget(c *conn) {
 	}
 }
 
-// drain closes the connections that are not active, and from now on each that
-// ceases to be.
-func (l *listener) drain() {
+// drain closes the connections that wait for a further request, from now on each
+// that comes to do so, and after a while those that never asked for anything.
+// The caller stops that when all are gone.
+func (l *listener) drain() (stop func() bool) {
 	l.mu.Lock()
 	l.draining = true
-	l.mu.Unlock()
-	l.each(func(c *conn) {
-		l.mu.Lock()
-		active := c.active
-		l.mu.Unlock()
-		if !active {
-			c.Close() // nobody is left who could hear it
+	var idle []*conn
+	for e := l.idle.Front(); e != nil; e = e.Next() {
+		if c := e.Value.(*conn); !c.fresh {
+			idle = append(idle, c)
 		}
-	})
+	}
+	l.mu.Unlock()
+	for _, c := range idle {
+		c.Close() // nobody is left who could hear it
+	}
+	return time.AfterFunc(freshGrace, func() { l.closeIdle(0) }).Stop
+}
+
+// file is a descriptor of the listening socket, for another process.
+func (l *listener) file() (*os.File, error) {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	// Not File, for what passes that on makes the socket a blocking one, here
+	// too.
+	var fd int
+	if controlErr := raw.Control(func(own uintptr) { fd, err = duplicate(int(own)) }); controlErr != nil {
+		return nil, controlErr
+	}
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), l.Addr().String()), nil
 }
 
 // each calls f for every open connection.
@@ -158,9 +275,12 @@ func (l *listener) each(f func(*conn)) {
 type conn struct {
 	*net.TCPConn
 	from   *listener
+	slot   bool // it has one of from.slots
 	closed atomic.Bool
-	place  *list.Element // in from.idle, or nil
-	active bool          // a request is being answered
+
+	place *list.Element // in from.idle, or nil; from.mu guards it and the next two
+	fresh bool          // nothing was asked for yet
+	since time.Time     // when it became idle
 
 	// answering is set while a request has reached a handler. What the HTTP
 	// server writes before is a refusal of its own.
@@ -183,7 +303,9 @@ func (c *conn) Close() error {
 	l.mu.Unlock()
 	err := c.TCPConn.Close()
 	l.meter.connections.Dec()
-	<-l.slots
+	if c.slot {
+		<-l.slots
+	}
 	return err
 }
 

@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -43,9 +44,44 @@ type Daemon struct {
 	drain    time.Duration
 	log      zerolog.Logger
 
+	serving chan struct{} // closed when Run serves
 	ready   atomic.Bool
-	asked   chan struct{} // closed when the side channel asks for the end
-	askOnce sync.Once
+	end     ending
+}
+
+// ending is the end of a daemon, and when it is over.
+type ending struct {
+	begun, over chan struct{} // closed
+
+	mu    sync.Mutex // guards what follows
+	timer *time.Timer
+	at    time.Time
+}
+
+// within begins the end, or moves its time ahead.
+func (e *ending) within(limit time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	at := time.Now().Add(limit)
+	switch {
+	case e.timer == nil:
+		close(e.begun)
+		e.timer = time.AfterFunc(limit, func() { close(e.over) })
+	case !at.Before(e.at) || !e.timer.Stop(): // or it has fired
+		return
+	default:
+		e.timer.Reset(limit)
+	}
+	e.at = at
+}
+
+// release gives the timer up.
+func (e *ending) release() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.timer != nil {
+		e.timer.Stop()
+	}
 }
 
 // New opens the docroot and binds the listeners; clients can connect, and are
@@ -56,7 +92,10 @@ func New(o Options) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("storage daemon: %w", err)
 	}
-	d := &Daemon{registry: prometheus.NewRegistry(), drain: o.DrainTimeout, log: o.Log, asked: make(chan struct{})}
+	d := &Daemon{
+		registry: prometheus.NewRegistry(), drain: o.DrainTimeout, log: o.Log, serving: make(chan struct{}),
+		end: ending{begun: make(chan struct{}), over: make(chan struct{})},
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.Close())
@@ -74,12 +113,17 @@ func New(o Options) (_ *Daemon, err error) {
 	d.usage = newUsage(d.docroot, o)
 	d.disks = newUtilisation(d.docroot, o)
 	bufs := new(buffers)
+	relieve := func() {
+		for _, l := range d.listeners() {
+			l.closeIdle(idleOutOfFiles)
+		}
+	}
 	listen := func(addr string) (*listener, error) {
-		l, err := net.Listen("tcp", addr)
+		l, err := o.Listen(addr)
 		if err != nil {
 			return nil, fmt.Errorf("storage daemon: %w", err)
 		}
-		return newListener(l.(*net.TCPListener), o.MaxConns, o.ClientTimeout, m), nil
+		return newListener(l, &o, m, relieve), nil
 	}
 	for _, s := range []struct {
 		addr     string
@@ -105,8 +149,14 @@ func New(o Options) (_ *Daemon, err error) {
 		}
 		d.side = &sideChannel{
 			listener: l, docroot: d.docroot, disks: d.disks, buffers: bufs, meter: m, log: o.Log,
-			shutdown: func() { d.askOnce.Do(func() { close(d.asked) }) },
-			ended:    make(chan struct{}), fsck: map[string]chan struct{}{},
+			shutdown: func(graceful bool) {
+				limit := d.drain
+				if o.ShutdownAtOnce && !graceful {
+					limit = 0
+				}
+				d.Stop(limit)
+			},
+			ended: make(chan struct{}), fsck: map[string]chan struct{}{},
 		}
 	}
 	return d, nil
@@ -126,6 +176,47 @@ func (d *Daemon) MgmtAddr() net.Addr {
 	}
 	return d.side.listener.Addr()
 }
+
+// listeners are those that are served.
+func (d *Daemon) listeners() []*listener {
+	var all []*listener
+	for _, s := range []*server{d.http, d.get} {
+		if s != nil {
+			all = append(all, s.listener)
+		}
+	}
+	if d.side != nil {
+		all = append(all, d.side.listener)
+	}
+	return all
+}
+
+// ListenerFiles are descriptors of the listening sockets, for a process that is
+// to take them over: it and this one both accept until this one stops. The
+// caller closes them.
+func (d *Daemon) ListenerFiles() ([]*os.File, error) {
+	var files []*os.File
+	for _, l := range d.listeners() {
+		f, err := l.file()
+		if err != nil {
+			for _, f := range files {
+				f.Close() // nothing was written to it
+			}
+			return nil, fmt.Errorf("descriptor of the listener on %s: %w", l.Addr(), err)
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+// Serving is closed when Run answers clients.
+func (d *Daemon) Serving() <-chan struct{} { return d.serving }
+
+// Stop has Run stop listening at once, and return when what is in progress has
+// finished, or was cut off after limit. Connections that wait for a request are
+// closed; those that never asked for anything have two seconds to. Called again
+// it can shorten the time, not lengthen it.
+func (d *Daemon) Stop(limit time.Duration) { d.end.within(limit) }
 
 // Registry holds the daemon's metrics.
 func (d *Daemon) Registry() *prometheus.Registry { return d.registry }
@@ -147,12 +238,15 @@ func (d *Daemon) Ready(context.Context) error {
 		}
 		errs = append(errs, fmt.Errorf("dev%d: %w", v.ID(), err))
 	}
+	for _, err := range d.docroot.Refused() {
+		errs = append(errs, err)
+	}
 	return errors.Join(errs...)
 }
 
-// Run serves until ctx is cancelled or the side channel asks for the end. It
-// then stops listening, lets what is in progress finish within the drain
-// timeout, and returns nil. It may be called once.
+// Run serves until ctx is cancelled, the side channel asks for the end, or
+// [Daemon.Stop] is called; the first is Stop with the drain timeout. It returns
+// nil then. It may be called once.
 func (d *Daemon) Run(ctx context.Context) error {
 	defer func() {
 		if err := d.Close(); err != nil { // what matters was flushed when it was answered
@@ -169,17 +263,22 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.usage.first(ctx)
 
 	d.ready.Store(true)
+	close(d.serving)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		select {
-		case <-d.asked:
+		case <-d.end.begun:
 			cancel()
 		case <-ctx.Done():
+			d.Stop(d.drain)
 		}
 		d.ready.Store(false)
-		t := time.AfterFunc(d.drain, cut)
-		<-stop.Done()
-		t.Stop()
+		select {
+		case <-d.end.over:
+			cut()
+		case <-stop.Done():
+		}
+		d.end.release()
 		return nil
 	})
 	g.Go(func() error { return d.usage.run(ctx) })
@@ -213,13 +312,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 // run: Run closes by itself.
 func (d *Daemon) Close() error {
 	var errs []error
-	for _, s := range []*server{d.http, d.get} {
-		if s != nil {
-			errs = append(errs, ignoreClosed(s.listener.Close()))
-		}
-	}
-	if d.side != nil {
-		errs = append(errs, ignoreClosed(d.side.listener.Close()))
+	for _, l := range d.listeners() {
+		errs = append(errs, ignoreClosed(l.Close()))
 	}
 	if d.docroot != nil {
 		errs = append(errs, d.docroot.Close())

@@ -63,7 +63,7 @@ func start(t testing.TB, o Options, devs ...int) *daemon {
 		d.err = d.Run(ctx)
 	}()
 	t.Cleanup(d.stop)
-	eventually(t, "the daemon is ready", func() bool { return d.Ready(ctx) == nil || isDone(d.done) })
+	eventually(t, "the daemon serves", func() bool { return isDone(d.Serving()) || isDone(d.done) })
 	return d
 }
 

@@ -370,6 +370,12 @@ func TestRequireMount(t *testing.T) {
 	if got := side.line(); got != "ERR size /dev1/x failed" {
 		t.Errorf("size: %q", got)
 	}
+	if err := d.Ready(t.Context()); err == nil || !strings.Contains(err.Error(), "nothing is mounted") {
+		t.Errorf("ready, with no device: %v", err)
+	}
+	if got := metric(t, d, "mogile_device_refused", "1"); got != 1 {
+		t.Errorf("%v devices refused", got)
+	}
 }
 
 // What was answered is there after the power went, and nothing that was not.

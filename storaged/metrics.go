@@ -15,6 +15,8 @@ type meter struct {
 	received, sent prometheus.Counter
 	inFlight       prometheus.Gauge
 	connections    prometheus.Gauge
+	waited         prometheus.Counter
+	unaccepted     prometheus.Counter
 	commands       *prometheus.CounterVec // command
 	digests        prometheus.Gauge
 }
@@ -33,12 +35,16 @@ func newMeter(r *prometheus.Registry, docroot *volume.Docroot) *meter {
 			Help: "HTTP requests in progress. If it stays high look for a slow disk."}),
 		connections: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: space, Subsystem: part, Name: "connections",
 			Help: "Open connections on all listeners. At the limit idle ones are closed; raise the limit."}),
+		waited: prometheus.NewCounter(prometheus.CounterOpts{Namespace: space, Subsystem: part, Name: "connections_waited_total",
+			Help: "Connections that found all in use, and waited until one ended. Raise the limit, or find the client that keeps so many."}),
+		unaccepted: prometheus.NewCounter(prometheus.CounterOpts{Namespace: space, Subsystem: part, Name: "accept_failures_total",
+			Help: "Attempts to accept a connection that failed, most likely because descriptors ran out. Raise the limit of open files, or lower that of connections."}),
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: space, Subsystem: part, Name: "commands_total",
 			Help: "Lines answered on the side channel."}, []string{"command"}),
 		digests: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: space, Subsystem: part, Name: "digests_in_progress",
 			Help: "Digests being computed for the side channel."}),
 	}
-	r.MustRegister(m.requests, m.received, m.sent, m.inFlight, m.connections, m.commands, m.digests, deviceCollector{docroot})
+	r.MustRegister(m.requests, m.received, m.sent, m.inFlight, m.connections, m.waited, m.unaccepted, m.commands, m.digests, deviceCollector{docroot})
 	return m
 }
 
@@ -84,6 +90,8 @@ var (
 		"Bytes that may still be written to the device's file system. Add devices before it is gone.", []string{"devid"}, nil)
 	deviceSick = prometheus.NewDesc("mogile_device_sick",
 		"1 while the device does not answer, or cannot tell how full it is. Look at the disk, and mark the device down or dead.", []string{"devid"}, nil)
+	deviceRefused = prometheus.NewDesc("mogile_device_refused",
+		"1 while the device's folder is there and is not served: nothing is mounted on it, another disk is, or it cannot be read. The log says why.", []string{"devid"}, nil)
 	deviceFailed = prometheus.NewDesc("mogile_device_flush_failed",
 		"1 since a flush of the device failed: it takes no more writes. Look at the disk and the kernel's log, mount it anew and restart the daemon, or mark the device dead.", []string{"devid"}, nil)
 )
@@ -94,6 +102,7 @@ func (deviceCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- deviceFree
 	ch <- deviceSick
 	ch <- deviceFailed
+	ch <- deviceRefused
 }
 
 // Collect implements prometheus.Collector.
@@ -112,5 +121,9 @@ func (c deviceCollector) Collect(ch chan<- prometheus.Metric) {
 			failed = 1
 		}
 		ch <- prometheus.MustNewConstMetric(deviceFailed, prometheus.GaugeValue, failed, dev)
+		ch <- prometheus.MustNewConstMetric(deviceRefused, prometheus.GaugeValue, 0, dev)
+	}
+	for dev := range c.docroot.Refused() {
+		ch <- prometheus.MustNewConstMetric(deviceRefused, prometheus.GaugeValue, 1, dev.String())
 	}
 }

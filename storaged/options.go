@@ -26,6 +26,10 @@ type Options struct {
 	// the first two are 0.0.0.0:7500 and 0.0.0.0:7501. Port 0 picks a free one.
 	HTTPListen, MgmtListen, GetListen string
 
+	// Listen binds a listener to "ip:port", either of which may be left out; nil
+	// is the operating system's.
+	Listen func(addr string) (*net.TCPListener, error)
+
 	// Trackers are the trackers that this daemon may ask, "host:port" or
 	// "host". Nothing needs them so far; they are checked for their form.
 	Trackers []string
@@ -37,7 +41,8 @@ type Options struct {
 	// ClusterID is written in the identity of new devices. May be empty.
 	ClusterID string
 
-	// MaxConns bounds the open connections of each listener; default 10000.
+	// MaxConns bounds the open connections of each listener; default 10000. One
+	// more waits, and the others in the kernel's queue.
 	MaxConns int
 	// UsageInterval is the time between two looks at how full the devices are,
 	// and for new devices; default 10 s, as in MogileFS 2.73.
@@ -46,8 +51,14 @@ type Options struct {
 	// take a byte; default 60 s.
 	ClientTimeout time.Duration
 	// DrainTimeout bounds the time that requests in progress get to finish when
-	// the daemon stops; default 30 s.
+	// the daemon stops; default 30 s. See [Daemon.Stop].
 	DrainTimeout time.Duration
+	// ShutdownAtOnce has "shutdown" on the side channel cut everything off, as
+	// in MogileFS 2.73, where "shutdown graceful" does not.
+	ShutdownAtOnce bool
+	// NoUtilisation has "watch" on the side channel answered as where the kernel
+	// does not tell how busy its disks are.
+	NoUtilisation bool
 	// StuckAfter is how long a disk may be silent before it is taken for sick;
 	// default as in package volume.
 	StuckAfter time.Duration
@@ -106,6 +117,9 @@ func (o Options) withDefaults() (Options, error) {
 	setDefault(&o.UsageInterval, 10*time.Second)
 	setDefault(&o.ClientTimeout, time.Minute)
 	setDefault(&o.DrainTimeout, 30*time.Second)
+	if o.Listen == nil {
+		o.Listen = listen
+	}
 	setDefault(&o.ProcFS, "/proc")
 	setDefault(&o.SysFS, "/sys")
 	if o.Now == nil {
@@ -119,6 +133,14 @@ func setDefault[T comparable](p *T, value T) {
 	if *p == zero {
 		*p = value
 	}
+}
+
+func listen(addr string) (*net.TCPListener, error) {
+	l, err := net.Listen("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.TCPListener), nil
 }
 
 // listenAddr completes "port" to ":port", and refuses what cannot be listened

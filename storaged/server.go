@@ -29,6 +29,10 @@ const nethttpSlop = 4 << 10
 // keep connections for as long as they can.
 const idleTimeout = 5 * time.Minute
 
+// headerTimeout bounds the time from the first byte of a header block to its
+// last, and from the connection's beginning to the first.
+const headerTimeout = 20 * time.Second
+
 // capabilityHeader is the header that names what this daemon can do.
 const capabilityHeader = "Mogile"
 
@@ -88,7 +92,7 @@ func (s *server) serve(ctx, stop context.Context) error {
 	hs := &http.Server{
 		Handler:                      s,
 		DisableGeneralOptionsHandler: true,
-		ReadHeaderTimeout:            s.listener.timeout,
+		ReadHeaderTimeout:            min(s.listener.timeout, headerTimeout),
 		IdleTimeout:                  idleTimeout,
 		MaxHeaderBytes:               maxHeader - nethttpSlop,
 		ConnState:                    s.connState,
@@ -106,7 +110,7 @@ func (s *server) serve(ctx, stop context.Context) error {
 		return fmt.Errorf("serve HTTP on %s: %w", s.listener.Addr(), errors.Join(err, hs.Close()))
 	case <-ctx.Done():
 	}
-	s.listener.drain()
+	defer s.listener.drain()()
 	err := hs.Shutdown(stop)
 	if err != nil { // out of patience: cut the rest off
 		err = hs.Close()

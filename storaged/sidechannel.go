@@ -2,6 +2,7 @@ package storaged
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,7 +12,6 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/rs/zerolog"
 
@@ -33,8 +33,8 @@ type sideChannel struct {
 	buffers  *buffers
 	meter    *meter
 	log      zerolog.Logger
-	shutdown func()        // asks the daemon to stop
-	ended    chan struct{} // closed when everything else has stopped
+	shutdown func(graceful bool) // asks the daemon to stop
+	ended    chan struct{}       // closed when everything else has stopped
 
 	mu   sync.Mutex               // guards fsck
 	fsck map[string]chan struct{} // by file system: holds one element while a digest for fsck runs
@@ -56,8 +56,8 @@ func (s *sideChannel) serve(ctx, stop context.Context) error {
 		err = fmt.Errorf("close side channel: %w", closeErr)
 	}
 	<-accepting
-	// No connection gets further input, but each answers what it has.
-	s.listener.each(func(c *conn) { c.SetReadDeadline(time.Unix(1, 0)) }) // a closed one is as good
+	// Those that wait for a line go; the others answer what they have first.
+	defer s.listener.drain()()
 	cut := context.AfterFunc(stop, func() {
 		s.listener.each(func(c *conn) { c.Close() }) // cut off
 	})
@@ -67,43 +67,24 @@ func (s *sideChannel) serve(ctx, stop context.Context) error {
 }
 
 func (s *sideChannel) accept(ctx, stop context.Context, conns *sync.WaitGroup) error {
-	var pause time.Duration
 	for {
 		nc, err := s.listener.Accept()
 		switch {
 		case err == nil:
-			pause = 0
 			conns.Go(func() { s.converse(ctx, stop, nc.(*conn)) })
-			continue
 		case ctx.Err() != nil:
 			return nil
-		case !isTemporary(err):
+		default:
 			return fmt.Errorf("accept on side channel: %w", err)
 		}
-		// Out of descriptors, most likely: others will be closed.
-		pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-		s.log.Error().Err(err).Dur("pause", pause).Msg("side channel cannot accept connections")
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-			return nil
-		}
 	}
-}
-
-// isTemporary reports whether accepting may succeed later.
-func isTemporary(err error) bool {
-	e, ok := errors.AsType[interface {
-		error
-		Temporary() bool
-	}](err)
-	return ok && e.Temporary()
 }
 
 // converse answers one connection.
 func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
 	defer c.Close()         // nobody is left who could hear it
 	c.answering.Store(true) // this is no HTTP
+	s.listener.fresh(c)
 	r := bufio.NewReaderSize(c, maxSideLine)
 	for {
 		line, err := r.ReadSlice('\n')
@@ -113,6 +94,7 @@ func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
 			}
 			return
 		}
+		s.listener.active(c)
 		cmd := parseCommand(string(line[:len(line)-1]))
 		s.meter.command(cmd)
 		switch cmd.verb {
@@ -121,7 +103,7 @@ func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
 			return
 		case verbShutdown:
 			s.log.Info().Str("client", c.RemoteAddr().String()).Msg("shutdown asked for on side channel")
-			s.shutdown()
+			s.shutdown(cmd.graceful)
 			select {
 			case <-s.ended:
 			case <-stop.Done():
@@ -137,6 +119,9 @@ func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
 		}
 		if _, err := io.WriteString(c, reply); err != nil {
 			return
+		}
+		if rest, _ := r.Peek(r.Buffered()); bytes.IndexByte(rest, '\n') < 0 { // what is buffered can be peeked at
+			s.listener.waiting(c)
 		}
 	}
 }

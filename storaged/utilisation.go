@@ -41,6 +41,9 @@ func newUtilisation(docroot *volume.Docroot, o Options) *utilisation {
 		docroot: docroot, sys: o.SysFS, interval: watchInterval, now: o.Now, log: o.Log,
 		watchers: map[chan []byte]struct{}{},
 	}
+	if o.NoUtilisation {
+		return u
+	}
 	if fs, err := blockdevice.NewFS(o.ProcFS, o.SysFS); err == nil {
 		if _, err := fs.ProcDiskstats(); err == nil {
 			u.counters = &fs

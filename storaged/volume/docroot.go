@@ -299,6 +299,23 @@ func (d *Docroot) Volumes() []*Volume {
 	return vols
 }
 
+// Refused are the devices whose folders are there and are not served, each with
+// the reason.
+func (d *Docroot) Refused() map[protocol.DevID]error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	refused := make(map[protocol.DevID]error)
+	for dev, e := range d.entries {
+		switch {
+		case !e.done() && time.Since(e.since) >= d.o.StuckAfter:
+			refused[dev] = fmt.Errorf("open dev%d: %w", dev, ErrSick)
+		case e.done() && e.vol == nil:
+			refused[dev] = e.err
+		}
+	}
+	return refused
+}
+
 // Volume is the device dev. [ErrNoDevice] if there is no such folder; one that
 // was made since the last Scan is found. A folder that is not served is answered
 // by an error that names the fault, matching [ErrRefused], or [ErrSick] if its

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -144,7 +145,9 @@ func (v *Volume) shared(flush func() error) error {
 	defer v.slots.release()
 	defer v.flushing.begin()()
 	err := flush()
-	if errors.Is(err, fs.ErrNotExist) { // somebody removed the directory; no write failed
+	switch {
+	case errors.Is(err, fs.ErrNotExist), // somebody removed the directory; no write failed
+		errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE): // it could not be opened; nor did one here
 		return err
 	}
 	if err != nil {
