@@ -27,9 +27,19 @@ type CreateOptions struct {
 	// way; the storage daemon does so too (MD5 only), and classes of the same
 	// algorithm keep it.
 	Checksum Checksum
+	// Hash, where Checksum is zero, has the checksum computed on the way, told to
+	// the tracker, and returned.
+	Hash HashType
 	// Verify has the tracker read the stored file back and compare it with
-	// Checksum, or where that is zero with the MD5 of what was sent.
+	// Checksum, or where that is zero with the Hash, or MD5, of what was sent.
 	Verify bool
+	// NoOverwrite keeps a file that the key has by then: the error matches
+	// [ErrKeyExists]. Trackers that do not know of it overwrite.
+	NoOverwrite bool
+	// IfFID stores the file only if the key names this fid by then, 0 being no
+	// file: else the error has the code fid_mismatch. Trackers that do not know of
+	// it overwrite.
+	IfFID *FID
 }
 
 // Created is a file that is stored.
@@ -87,7 +97,7 @@ func (c *Client) create(ctx context.Context, domain, key string, o CreateOptions
 		return Created{}, err
 	}
 	created := Created{FID: fid, DevID: used.dev, Path: used.path, Size: size, Checksum: sum}
-	return created, c.createClose(ctx, domain, key, created, o.Verify)
+	return created, c.createClose(ctx, domain, key, created, o)
 }
 
 func (c *Client) createOpen(ctx context.Context, domain, key, class string, size int64) (FID, []dest, error) {
@@ -163,13 +173,19 @@ const digestRate = 2 << 20
 // createClose confirms an upload. Repeating a close is safe, as the first one
 // that is executed uses the upload up; what the repetition is then told
 // (no_temp_file) leaves open what became of the first.
-func (c *Client) createClose(ctx context.Context, domain, key string, f Created, verify bool) error {
+func (c *Client) createClose(ctx context.Context, domain, key string, f Created, o CreateOptions) error {
 	args := Args{{"domain", domain}, {"key", key}, {"fid", f.FID.String()}, {"devid", f.DevID.String()}, {"path", f.Path}}
 	args.AddInt("size", f.Size)
+	if o.NoOverwrite {
+		args.Add("overwrite", "0")
+	}
+	if o.IfFID != nil {
+		args.Add("if_fid", o.IfFID.String())
+	}
 	timeout := c.o.Timeout
 	if !f.Checksum.IsZero() {
 		args.Add("checksum", f.Checksum.String())
-		if verify {
+		if o.Verify {
 			args.Add("checksumverify", "1")
 			timeout += time.Duration(f.Size/digestRate) * time.Second
 		}
@@ -178,7 +194,9 @@ func (c *Client) createClose(ctx context.Context, domain, key string, f Created,
 	if err == nil {
 		return nil
 	}
-	if _, refused := errors.AsType[*Error](err); refused && !(again && errors.Is(err, ErrNoTempfile)) {
+	// A condition that the first close met does not hold for its repetition.
+	unmet := errors.Is(err, ErrKeyExists) || errors.Is(err, Err("fid_mismatch"))
+	if _, refused := errors.AsType[*Error](err); refused && !unmet && !(again && errors.Is(err, ErrNoTempfile)) {
 		return err
 	}
 	if !again { // no tracker can have executed it
@@ -321,6 +339,9 @@ type source struct {
 // cannot seek.
 func newSource(ctx context.Context, r io.Reader, o CreateOptions, buffer int) (*source, error) {
 	s := &source{r: r, size: -1, want: o.Checksum, hash: o.Checksum.Type}
+	if s.hash == HashNone {
+		s.hash = o.Hash
+	}
 	if o.Verify && s.hash == HashNone {
 		s.hash = HashMD5
 	}

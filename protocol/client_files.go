@@ -1,11 +1,13 @@
 package protocol
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -204,4 +206,52 @@ func numbered(reply Args, count, prefix string) ([]string, error) {
 		return nil, fmt.Errorf("reply has %d of %d fields %s: %w", found, n, prefix, ErrBadReply)
 	}
 	return values, nil
+}
+
+// filesPage is the most files that trackers give at once.
+const filesPage = 500
+
+// FilesAfter is one page of the files of all domains (the command list_fids): at
+// most limit (up to 500) with fids above after, in the order of their fids.
+// DevIDs and Checksum are not told. None is not an error.
+func (c *Client) FilesAfter(ctx context.Context, after FID, limit int) ([]FileInfo, error) {
+	args := Args{{"from", after.String()}}
+	args.AddInt("to", int64(min(limit, filesPage)))
+	reply, err := c.Do(ctx, "list_fids", args)
+	if err != nil {
+		return nil, fmt.Errorf("files after fid %d: %w", after, err)
+	}
+	n := reply.Number("fid_count")
+	if n < 0 || n > int64(len(reply)) {
+		return nil, fmt.Errorf("files after fid %d: reply has fid_count=%d and %d fields: %w", after, n, len(reply), ErrBadReply)
+	}
+	files := make([]FileInfo, n)
+	for _, f := range reply {
+		name, _ := strings.CutPrefix(f.Name, "fid_")
+		digits, name, _ := strings.Cut(name, "_")
+		i, err := strconv.ParseInt(digits, 10, 64)
+		if err != nil || i < 1 || i > n {
+			continue
+		}
+		file := &files[i-1]
+		switch name {
+		case "fid":
+			file.FID = FID(Number(f.Value))
+		case "domain":
+			file.Domain = f.Value
+		case "class":
+			file.Class = f.Value
+		case "key":
+			file.Key = f.Value
+		case "length":
+			file.Length = Number(f.Value)
+		case "devcount":
+			file.DevCount = int(Number(f.Value))
+		}
+	}
+	slices.SortFunc(files, func(a, b FileInfo) int { return cmp.Compare(a.FID, b.FID) })
+	if n > 0 && files[0].FID <= after {
+		return nil, fmt.Errorf("files after fid %d: reply has fid %d: %w", after, files[0].FID, ErrBadReply)
+	}
+	return files, nil
 }

@@ -829,3 +829,87 @@ func TestDeleteRenameAndInfo(t *testing.T) {
 }
 
 func second[T any](_ T, err error) error { return err }
+
+// TestCreateConditions: what the key names by the end of an upload decides.
+func TestCreateConditions(t *testing.T) {
+	t.Parallel()
+	cluster := protocoltest.NewCluster(t, 1, 1)
+	c := newClient(t, protocol.ClientOptions{Trackers: cluster.Addrs()})
+	store := func(o protocol.CreateOptions, content string) (protocol.FID, error) {
+		created, err := c.Create(t.Context(), "test", "k", o, strings.NewReader(content))
+		return created.FID, err
+	}
+	none := protocol.FID(0)
+	first, err := store(protocol.CreateOptions{NoOverwrite: true, IfFID: &none}, "first")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := store(protocol.CreateOptions{NoOverwrite: true}, "second"); !errors.Is(err, protocol.ErrKeyExists) {
+		t.Errorf("NoOverwrite: %v", err)
+	}
+	if _, err := store(protocol.CreateOptions{IfFID: &none}, "second"); !errors.Is(err, protocol.Err("fid_mismatch")) {
+		t.Errorf("IfFID 0: %v", err)
+	}
+	if _, err := store(protocol.CreateOptions{IfFID: &first}, "second"); err != nil {
+		t.Errorf("IfFID %d: %v", first, err)
+	}
+	if _, err := store(protocol.CreateOptions{IfFID: &first}, "third"); !errors.Is(err, protocol.Err("fid_mismatch")) {
+		t.Errorf("IfFID %d once more: %v", first, err)
+	}
+	if info, err := c.FileInfo(t.Context(), "test", "k"); err != nil || info.Length != int64(len("second")) {
+		t.Errorf("%+v, %v", info, err)
+	}
+	if n := cluster.Uploads(); n != 0 {
+		t.Errorf("%d uploads are still open", n)
+	}
+}
+
+// TestCreateHash: the checksum that was computed on the way is the tracker's.
+func TestCreateHash(t *testing.T) {
+	t.Parallel()
+	cluster := protocoltest.NewCluster(t, 1, 1)
+	c := newClient(t, protocol.ClientOptions{Trackers: cluster.Addrs()})
+	content := pattern(5000)
+	created, err := c.Create(t.Context(), "test", "k", protocol.CreateOptions{Class: "single", Hash: protocol.HashMD5}, bytes.NewReader(content))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := md5.Sum(content)
+	want := protocol.Checksum{Type: protocol.HashMD5, Sum: sum[:]}
+	if info, err := c.FileInfo(t.Context(), "test", "k"); err != nil || !info.Checksum.Equal(want) || !created.Checksum.Equal(want) {
+		t.Errorf("created %v, info %+v, %v", created.Checksum, info, err)
+	}
+}
+
+// TestFilesAfter pages through all files, however a tracker sorts a page.
+func TestFilesAfter(t *testing.T) {
+	t.Parallel()
+	cluster := protocoltest.NewCluster(t, 1, 1)
+	c := newClient(t, protocol.ClientOptions{Trackers: cluster.Addrs()})
+	const n = 7
+	for i := range n {
+		if _, err := c.Create(t.Context(), "test", fmt.Sprint("k", i), protocol.CreateOptions{}, bytes.NewReader(pattern(i))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var keys []string
+	for after := protocol.FID(0); ; {
+		files, err := c.FilesAfter(t.Context(), after, 3)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(files) == 0 {
+			break
+		}
+		for _, f := range files {
+			if f.FID <= after || f.Domain != "test" || f.Class != "default" || f.DevCount != 1 || f.Length != int64(len(keys)) {
+				t.Errorf("after %d: %+v", after, f)
+			}
+			after = f.FID
+			keys = append(keys, f.Key)
+		}
+	}
+	if want := []string{"k0", "k1", "k2", "k3", "k4", "k5", "k6"}; !slices.Equal(keys, want) {
+		t.Errorf("%q, want %q", keys, want)
+	}
+}

@@ -1,6 +1,7 @@
 package protocoltest
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -226,10 +227,41 @@ func (c *Cluster) execute(command string, a protocol.Args, out *protocol.Args) *
 			return protocol.ErrNoneMatch
 		}
 		out.AddInt("key_count", n)
+	case "list_fids":
+		c.listFIDs(a, out)
 	default:
 		return c.administer(command, a, out)
 	}
 	return nil
+}
+
+// listFIDs answers in no order, as MogileFS may.
+func (c *Cluster) listFIDs(a protocol.Args, out *protocol.Args) {
+	type row struct {
+		*file
+		domain, key string
+	}
+	var rows []row
+	for domain, files := range c.files {
+		for key, f := range files {
+			if f.fid > protocol.FID(a.Number("from")) {
+				rows = append(rows, row{f, domain, key})
+			}
+		}
+	}
+	slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(a.fid, b.fid) })
+	rows = rows[:min(len(rows), int(a.Number("to")))]
+	slices.Reverse(rows)
+	out.AddInt("fid_count", int64(len(rows)))
+	for i, r := range rows {
+		p := "fid_" + strconv.Itoa(i+1) + "_"
+		out.Add(p+"fid", r.fid.String())
+		out.Add(p+"domain", r.domain)
+		out.Add(p+"class", c.class(r.domain, r.class).Name)
+		out.Add(p+"key", r.key)
+		out.AddInt(p+"length", r.length)
+		out.AddInt(p+"devcount", int64(len(r.devs)))
+	}
 }
 
 func (c *Cluster) url(fid protocol.FID, dev protocol.DevID) string {
@@ -276,6 +308,16 @@ func (c *Cluster) createClose(a protocol.Args) *protocol.Error {
 	u := c.uploads[fid]
 	if u == nil {
 		return protocol.ErrNoTempfile
+	}
+	if f := c.files[u.domain][a.Get("key")]; f != nil {
+		if n, ok := a.Lookup("overwrite"); ok && n == "0" {
+			return protocol.ErrKeyExists
+		}
+		if n, ok := a.Lookup("if_fid"); ok && n != f.fid.String() {
+			return protocol.Err("fid_mismatch")
+		}
+	} else if n, ok := a.Lookup("if_fid"); ok && n != "0" {
+		return protocol.Err("fid_mismatch")
 	}
 	delete(c.uploads, fid)
 	if !slices.Contains(u.devs, dev) {
