@@ -73,6 +73,8 @@ var (
 	// or one that says nothing of the file. An end of the caller's context by
 	// cancellation is not blamed on the host, and does not match.
 	ErrUnreachable = errors.New("storage daemon unreachable")
+	// ErrTooLong is matched where a small file is longer than was asked for.
+	ErrTooLong = errors.New("answer is too long")
 )
 
 // StatusError is an HTTP answer that is not a success. It matches
@@ -164,7 +166,8 @@ func (c *Client) Close() {
 
 // Get reads a small file, of at most limit bytes, for the monitor: it waits no
 // longer than ConnTimeout, in a lane of its own. Errors match ErrMissing,
-// ErrUnreachable, or are a file that is too long.
+// ErrUnreachable, or ErrTooLong, with which comes the header and the beginning of
+// the file.
 func (c *Client) Get(ctx context.Context, url string, limit int64) ([]byte, http.Header, error) {
 	r, err := c.send(ctx, c.probes, request{method: http.MethodGet, url: url, idle: c.o.ConnTimeout})
 	if err != nil {
@@ -189,7 +192,9 @@ func (c *Client) Put(ctx context.Context, url string, body []byte, h http.Header
 		return err
 	}
 	defer r.Close()
-	return r.check()
+	err = r.check()
+	c.refused(url, err)
+	return err
 }
 
 // Delete removes a file. Any 2xx is success; errors match ErrMissing (404), or
@@ -210,6 +215,11 @@ func (c *Client) Size(ctx context.Context, url string) (int64, error) {
 	if n, ok := c.sideSize(ctx, url); ok {
 		return n, nil
 	}
+	return c.headSize(ctx, url)
+}
+
+// headSize is Size over HTTP.
+func (c *Client) headSize(ctx context.Context, url string) (int64, error) {
 	r, err := c.send(ctx, c.small, request{method: http.MethodHead, url: url, idle: c.o.NodeTimeout})
 	if err != nil {
 		return 0, err

@@ -22,6 +22,7 @@ type Copy struct {
 	Want     protocol.Checksum // as recorded; zero where there is none
 	HashType protocol.HashType // to be computed where Want is zero; none: no digest
 	TrustMD5 bool              // the destination is known to refuse a wrong Content-MD5
+	Progress func()            // called, from one goroutine at a time, as pieces are sent; may be nil
 }
 
 // Side is a side of a copy.
@@ -88,7 +89,9 @@ func (c *Client) copyOnce(ctx context.Context, cp Copy) (protocol.Checksum, erro
 	if err := c.MakeDirs(ctx, cp.To); err != nil && !errors.As(err, &status) {
 		return protocol.Checksum{}, &CopyError{Side: DestError, Err: err}
 	}
-	src, err := c.send(ctx, c.reads, request{method: http.MethodGet, url: cp.From, idle: c.o.CopyTimeout})
+	src, err := c.send(ctx, c.reads, request{
+		method: http.MethodGet, url: cp.From, idle: c.o.CopyTimeout, patience: bodyPatience(cp.Length, c.o.CopyTimeout),
+	})
 	if err != nil {
 		return protocol.Checksum{}, &CopyError{Side: SourceError, Err: err}
 	}
@@ -135,6 +138,7 @@ func (c *Client) put(ctx context.Context, cp Copy, b *copyBody) (protocol.Checks
 	if err == nil {
 		defer dst.Close()
 		err = dst.check()
+		c.refused(cp.To, err)
 	}
 	switch {
 	case srcErr != nil:
@@ -151,9 +155,9 @@ func (c *Client) put(ctx context.Context, cp Copy, b *copyBody) (protocol.Checks
 	return protocol.Checksum{}, &CopyError{Side: DestError, Landed: sent && dst == nil, Err: err}
 }
 
-// verify looks at the destination.
+// verify looks at the destination, over HTTP, which is where it will be read.
 func (c *Client) verify(ctx context.Context, cp Copy, sum protocol.Checksum) error {
-	n, err := c.Size(ctx, cp.To)
+	n, err := c.headSize(ctx, cp.To)
 	if err != nil {
 		return fmt.Errorf("look at the copy: %w", err)
 	}
@@ -180,6 +184,7 @@ func (c *Client) verify(ctx context.Context, cp Copy, sum protocol.Checksum) err
 type copyBody struct {
 	src  *response
 	dest *watchdog // of the PUT: it sleeps while the source is waited for
+	tell func()    // of progress
 	want protocol.Checksum
 	hash hash.Hash // nil where no digest is asked for
 	typ  protocol.HashType
@@ -192,7 +197,7 @@ type copyBody struct {
 }
 
 func newCopyBody(src *response, cp Copy, dest *watchdog) *copyBody {
-	b := &copyBody{src: src, dest: dest, want: cp.Want, typ: cp.Want.Type, left: cp.Length}
+	b := &copyBody{src: src, dest: dest, tell: cp.Progress, want: cp.Want, typ: cp.Want.Type, left: cp.Length}
 	if cp.Want.IsZero() {
 		b.typ = cp.HashType
 	}
@@ -219,6 +224,9 @@ func (b *copyBody) Read(p []byte) (int, error) {
 	}
 	b.dest.stop()
 	n, err := b.src.Read(p)
+	if b.tell != nil {
+		b.tell()
+	}
 	if b.hash != nil {
 		b.hash.Write(p[:n])
 	}

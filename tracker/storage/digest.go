@@ -17,13 +17,26 @@ const (
 	digestRate = 2 << 20
 	// fsckPatience is added where the daemon queues digests of low priority.
 	fsckPatience = 3600 * time.Second
+	// maxPatience bounds the time for a digest, however large the file.
+	maxPatience = 30 * 24 * time.Hour
 )
+
+// digestPatience is how long a storage daemon is waited for that hashes size
+// bytes.
+func digestPatience(size int64, reason string, node time.Duration) time.Duration {
+	size = min(max(size, 0), digestRate*int64(maxPatience/time.Second))
+	patience := node + time.Duration(size/digestRate)*time.Second + time.Duration(size%digestRate)*time.Second/digestRate
+	if reason == "fsck" {
+		patience += fsckPatience
+	}
+	return min(patience, maxPatience)
+}
 
 // Digest is the digest of a file of size bytes (below 0: not known): computed
 // by the storage daemon if its side channel does so, within size / 2 MiB/s and
 // NodeTimeout (an hour where reason is "fsck", which has low priority there),
 // else read over HTTP and computed here. reason is a word or empty. Errors
-// match ErrMissing or ErrUnreachable.
+// match ErrMissing or ErrUnreachable, also where the file has another size.
 func (c *Client) Digest(ctx context.Context, url string, size int64, t protocol.HashType, reason string) (protocol.Checksum, error) {
 	h := t.New()
 	if h == nil {
@@ -32,7 +45,9 @@ func (c *Client) Digest(ctx context.Context, url string, size int64, t protocol.
 	if sum, ok := c.sideDigest(ctx, url, size, t, reason); ok {
 		return protocol.Checksum{Type: t, Sum: sum}, nil
 	}
-	r, err := c.send(ctx, c.reads, request{method: http.MethodGet, url: url, idle: c.o.NodeTimeout})
+	r, err := c.send(ctx, c.reads, request{
+		method: http.MethodGet, url: url, idle: c.o.NodeTimeout, patience: bodyPatience(size, c.o.NodeTimeout),
+	})
 	if err != nil {
 		return protocol.Checksum{}, err
 	}
@@ -40,16 +55,24 @@ func (c *Client) Digest(ctx context.Context, url string, size int64, t protocol.
 	if err := r.check(); err != nil {
 		return protocol.Checksum{}, err
 	}
+	want := size
+	if want < 0 {
+		want = r.ContentLength
+	}
+	switch {
+	case want < 0: // it may have been cut short, or never end
+		return protocol.Checksum{}, fmt.Errorf("GET %s: %w: an answer without Content-Length", url, ErrUnreachable)
+	case r.ContentLength >= 0 && r.ContentLength != want:
+		return protocol.Checksum{}, fmt.Errorf("GET %s: %w: %d bytes instead of %d", url, ErrUnreachable, r.ContentLength, want)
+	}
 	buf := c.buffers.Get().(*[bufferSize]byte)
 	defer c.buffers.Put(buf)
-	n, err := io.CopyBuffer(h, r, buf[:])
+	n, err := io.CopyBuffer(h, io.LimitReader(r, want+1), buf[:])
 	if err != nil {
 		return protocol.Checksum{}, err
 	}
-	if r.ContentLength < 0 && size >= 0 && n != size {
-		// Without Content-Length an answer that was cut short cannot be told
-		// from a file that is.
-		return protocol.Checksum{}, fmt.Errorf("GET %s: %w: %d bytes instead of %d", url, ErrUnreachable, n, size)
+	if n != want {
+		return protocol.Checksum{}, fmt.Errorf("GET %s: %w: %d bytes instead of %d", url, ErrUnreachable, min(n, want+1), want)
 	}
 	return protocol.Checksum{Type: t, Sum: h.Sum(nil)}, nil
 }
@@ -64,11 +87,7 @@ func (c *Client) sideDigest(ctx context.Context, url string, size int64, t proto
 	if s == nil {
 		return nil, false
 	}
-	timeout := time.Duration(max(size, 0))*time.Second/digestRate + c.o.NodeTimeout
-	if reason == "fsck" {
-		timeout += fsckPatience
-	}
-	line, err := c.ask(ctx, s, t.String(), uri, reason, timeout)
+	line, err := c.ask(ctx, s, t.String(), uri, reason, digestPatience(size, reason, c.o.NodeTimeout))
 	if err == nil {
 		var sum []byte
 		if sum, err = parseDigestReply(uri, t, line); err == nil {

@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -21,7 +22,8 @@ const (
 // unless the host is known to make them when a file is put. 2xx and 405 (which
 // is WebDAV's word for one that exists) are remembered for the directory, 400
 // and 501 for the whole host, both for an hour. Other answers are returned as a
-// *StatusError; a PUT may succeed all the same.
+// *StatusError; a PUT may succeed all the same. A PUT of this client that is
+// answered 404 or 409 makes it forget what it remembers.
 func (c *Client) MakeDirs(ctx context.Context, url string) error {
 	if c.o.SkipMkcol() {
 		return nil
@@ -76,6 +78,27 @@ func (c *Client) mkcol(ctx context.Context, url string) (bool, error) {
 		return false, fmt.Errorf("make directory: %w", err)
 	}
 	return true, nil
+}
+
+// refused forgets the directories of the device of a file that was put, if the
+// daemon's refusal may mean that they are no longer there: the disk may be
+// another one, or the daemon of another make.
+func (c *Client) refused(url string, err error) {
+	var status *StatusError
+	if !errors.As(err, &status) || status.Status != http.StatusNotFound && status.Status != http.StatusConflict {
+		return
+	}
+	hostport, _, path, err := split(url)
+	if err != nil {
+		return
+	}
+	device := hostport + path[:deviceEnd(path)]
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if h := c.hosts[hostport]; h != nil {
+		h.noMkcol = time.Time{}
+	}
+	maps.DeleteFunc(c.dirs, func(dir string, _ time.Time) bool { return strings.HasPrefix(dir, device) })
 }
 
 // hasDir reports whether a directory need not be made.

@@ -24,6 +24,7 @@ type request struct {
 	stream      io.ReadCloser // or one that cannot
 	length      int64         // of stream
 	idle        time.Duration // the longest wait for a next sign of life
+	patience    time.Duration // the longest wait for all of the answer's body together; 0: any
 	dog         *watchdog     // made by the caller where the stream has a say in it
 	reused      *bool         // where not nil: set to whether the connection was a kept one
 }
@@ -31,9 +32,10 @@ type request struct {
 // response is an answer. Reading it is watched over; it must be closed.
 type response struct {
 	*http.Response
-	req request
-	ctx context.Context // of the caller
-	dog *watchdog
+	req    request
+	ctx    context.Context // of the caller
+	dog    *watchdog
+	waited time.Duration // for the body so far
 }
 
 // watchdog ends a request on which nothing moves for too long.
@@ -131,11 +133,32 @@ func (r *response) check() error {
 	return &StatusError{Method: r.req.method, URL: r.req.url, Status: r.StatusCode}
 }
 
-// Read reads the body, each piece within the request's idle time.
+const (
+	// leastRate is the least that a body must bring, in bytes a second: a daemon
+	// that sends a byte now and then is given up in the end.
+	leastRate = 16 << 10
+	// idlesOfGrace is how many times as long as for one piece a body may be
+	// waited for whatever its rate.
+	idlesOfGrace = 10
+)
+
+// bodyPatience is how long a body of size bytes is waited for in all.
+func bodyPatience(size int64, idle time.Duration) time.Duration {
+	seconds := min(max(size, 0)/leastRate, int64(maxPatience/time.Second))
+	return idlesOfGrace*idle + time.Duration(seconds)*time.Second
+}
+
+// Read reads the body, each piece within the request's idle time and all of
+// them within its patience.
 func (r *response) Read(p []byte) (int, error) {
+	began := time.Now()
 	r.dog.start()
 	n, err := r.Body.Read(p)
 	r.dog.stop()
+	r.waited += time.Since(began)
+	if err == nil && r.req.patience > 0 && r.waited > r.req.patience {
+		return n, fmt.Errorf("%s %s: %w: its body takes more than %v", r.req.method, r.req.url, ErrUnreachable, r.req.patience)
+	}
 	if err != nil && err != io.EOF {
 		err = blame(r.ctx, r.dog, r.req.method, r.req.url, err)
 	}
@@ -148,19 +171,25 @@ func (r *response) readAll(limit int64) ([]byte, error) {
 		return nil, err
 	}
 	if int64(len(body)) > limit {
-		return nil, fmt.Errorf("%s %s: answer is longer than %d bytes", r.req.method, r.req.url, limit)
+		return body[:limit], fmt.Errorf("%s %s: %w: more than %d bytes", r.req.method, r.req.url, ErrTooLong, limit)
 	}
 	return body, nil
 }
 
-// drainLimit is the most bytes of an answer nobody wants that are read so that
-// its connection can be kept.
-const drainLimit = 4 << 10
+const (
+	// drainLimit is the most bytes of an answer nobody wants that are read so
+	// that its connection can be kept.
+	drainLimit = 4 << 10
+	// drainFor is the longest that they are waited for.
+	drainFor = 100 * time.Millisecond
+)
 
 // Close ends the request. The connection is kept if little is left unread and
 // comes at once.
 func (r *response) Close() {
 	if r.ContentLength <= drainLimit {
+		r.dog.idle = min(r.dog.idle, drainFor)
+		r.req.patience, r.waited = drainFor, 0
 		// Whatever goes wrong here costs the connection and nothing else.
 		_, _ = io.CopyN(io.Discard, r, drainLimit)
 	}
