@@ -1,12 +1,11 @@
 package storaged
 
 import (
-	"bytes"
 	"container/list"
 	"errors"
+	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -56,19 +55,25 @@ func newListener(l *net.TCPListener, o *Options, m *meter, relieve func()) *list
 	}
 }
 
-// Accept waits for a connection, then for a slot. It fails when the listener is
-// closed, or broken.
-func (l *listener) Accept() (net.Conn, error) {
-	c, err := l.accept()
-	if err != nil {
-		return nil, err
+// acceptEach calls f with each connection that is accepted and has a slot, until
+// the listener is closed or broken. The error is nil where it was closed.
+func (l *listener) acceptEach(f func(*conn)) error {
+	for {
+		c, err := l.accept()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case err != nil:
+			return fmt.Errorf("accept connections: %w", err)
+		}
+		wrapped := &conn{TCPConn: c, from: l, slot: l.acquire(), fresh: true}
+		l.mu.Lock()
+		l.open[wrapped] = struct{}{}
+		l.wait(wrapped)
+		l.mu.Unlock()
+		l.meter.connections.Inc()
+		f(wrapped)
 	}
-	wrapped := &conn{TCPConn: c, from: l, slot: l.acquire()}
-	l.mu.Lock()
-	l.open[wrapped] = struct{}{}
-	l.mu.Unlock()
-	l.meter.connections.Inc()
-	return wrapped, nil
 }
 
 // accept waits for a connection. Where there are no descriptors for one it
@@ -174,14 +179,6 @@ func (l *listener) closeIdle(age time.Duration) {
 	}
 }
 
-// fresh notes that c has not asked for anything yet.
-func (l *listener) fresh(c *conn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	c.fresh = true
-	l.wait(c)
-}
-
 // active notes that c has begun to ask, or is being answered.
 func (l *listener) active(c *conn) {
 	l.mu.Lock()
@@ -190,11 +187,11 @@ func (l *listener) active(c *conn) {
 	l.forget(c)
 }
 
-// waiting notes that c waits for a further request. Where somebody needs its
+// waiting notes that c waits for a request. Where somebody needs its
 // place, or after drain, it is closed.
 func (l *listener) waiting(c *conn) {
 	l.mu.Lock()
-	unwanted := l.starving || l.draining
+	unwanted := !c.fresh && (l.starving || l.draining)
 	if !unwanted {
 		l.wait(c)
 	}
@@ -210,6 +207,13 @@ func (l *listener) wait(c *conn) {
 		c.since = time.Now()
 		c.place = l.idle.PushBack(c)
 	}
+}
+
+// isDraining reports whether connections get no further request.
+func (l *listener) isDraining() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.draining
 }
 
 // forget takes c out of the idle ones. The caller holds mu.
@@ -281,14 +285,6 @@ type conn struct {
 	place *list.Element // in from.idle, or nil; from.mu guards it and the next two
 	fresh bool          // nothing was asked for yet
 	since time.Time     // when it became idle
-
-	// answering is set while a request has reached a handler. What the HTTP
-	// server writes before is a refusal of its own.
-	answering atomic.Bool
-	// overflow is set when a header block announced a length beyond 63 bits,
-	// for which the HTTP server gives the same refusal as for garbage. Used by
-	// the connection's own goroutine only.
-	overflow bool
 }
 
 // Close closes the connection and makes room for the next.
@@ -309,32 +305,9 @@ func (c *conn) Close() error {
 	return err
 }
 
-// Read reads, and looks through header blocks for a length that overflows.
-func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.TCPConn.Read(p)
-	if n > 1 && !c.answering.Load() && lengthOverflows(p[:n]) {
-		c.overflow = true
-	}
-	return n, err
-}
-
 // Write writes all of p, as long as the client takes some of it within the
-// listener's timeout. A refusal that did not come from a handler is put in the
-// form of every other answer.
+// listener's timeout.
 func (c *conn) Write(p []byte) (int, error) {
-	if !c.answering.Load() {
-		if status := ownRefusal(p, c.overflow); status != 0 {
-			c.from.meter.request("", status, 0, 0)
-			if _, err := c.write(rawAnswer(status)); err != nil {
-				return 0, err
-			}
-			return len(p), nil
-		}
-	}
-	return c.write(p)
-}
-
-func (c *conn) write(p []byte) (int, error) {
 	total := 0
 	for {
 		if err := c.SetWriteDeadline(time.Now().Add(c.from.timeout)); err != nil {
@@ -348,8 +321,7 @@ func (c *conn) write(p []byte) (int, error) {
 	}
 }
 
-// ReadFrom sends r with sendfile where r is a file or a limited one. It is
-// what net/http calls for such bodies.
+// ReadFrom sends r with sendfile where r is a file or a limited one.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	limited, ok := r.(*io.LimitedReader)
 	if !ok {
@@ -369,41 +341,5 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 		if before-limited.N != n { // no sendfile: what was read from the file, but not taken by the client, is lost
 			return total, err
 		}
-	}
-}
-
-// lengthOverflows reports whether a line in b is a Content-Length of digits
-// that do not fit in 63 bits.
-func lengthOverflows(b []byte) bool {
-	const name = "content-length:"
-	for len(b) > len(name) {
-		line, rest, _ := bytes.Cut(b, []byte{'\n'})
-		if len(line) > len(name) && bytes.EqualFold(line[:len(name)], []byte(name)) {
-			_, err := offset(string(bytes.TrimSpace(line[len(name):])))
-			return errors.Is(err, errOverflow)
-		}
-		b = rest
-	}
-	return false
-}
-
-// ownRefusal recognizes a refusal that net/http wrote by itself, and says which
-// status it should have: header blocks that are too large get 400 as garbage
-// does, lengths that overflow 507. It is 0 where b is no such refusal.
-func ownRefusal(b []byte, overflow bool) int {
-	const version = "HTTP/1.1 "
-	if len(b) < len(version)+3 || string(b[:len(version)]) != version {
-		return 0
-	}
-	code, err := offset(string(b[len(version) : len(version)+3]))
-	switch status := int(code); {
-	case err != nil || status < 400:
-		return 0
-	case status == http.StatusRequestHeaderFieldsTooLarge:
-		return http.StatusBadRequest
-	case status == http.StatusBadRequest && overflow:
-		return http.StatusInsufficientStorage
-	default:
-		return status
 	}
 }

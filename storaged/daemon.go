@@ -8,8 +8,9 @@
 // disk that hangs holds up nobody but those who want something of it.
 //
 //   - the data plane (plane) says what HTTP methods do. It is a handler, an
-//     interface of our own that knows nothing of net/http, which is under it
-//     (server);
+//     interface that knows nothing of the HTTP server under it (server), which
+//     is our own: the storage daemons' HTTP is narrower than the world's, and
+//     laxer in places;
 //   - the side channel (sideChannel) gives sizes, digests and the utilisation
 //     of disks;
 //   - usage keeps /dev<N>/usage.

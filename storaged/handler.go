@@ -24,7 +24,7 @@ type request struct {
 	body   io.Reader // fails with errSlowBody, errMalformedBody or errBrokenBody
 
 	// The headers that matter, each with all of its values.
-	ranges, contentRange, contentMD5 []string
+	ranges, contentRange, contentMD5, modifiedSince []string
 	// trailerMD5 is the Content-MD5 of the trailer, once the body was read. It
 	// is nil where none was announced.
 	trailerMD5 func() []string

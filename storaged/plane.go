@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/mogile/mogile/storaged/volume"
@@ -104,6 +105,9 @@ func (p *plane) get(ctx context.Context, r *request, t target, isHead bool) answ
 
 // ranged is the answer to a GET of a file, without its body.
 func ranged(r *request, size int64, modified time.Time) answer {
+	if notModified(r.modifiedSince, modified) {
+		return answer{status: http.StatusNotModified, modified: modified}
+	}
 	piece, status := selectRange(r.ranges, size)
 	a := answer{status: status}
 	switch status {
@@ -116,6 +120,17 @@ func ranged(r *request, size int64, modified time.Time) answer {
 		a.contentRange = fmt.Sprintf("bytes */%d", size)
 	}
 	return a
+}
+
+// notModified decides whether a client that has the file as of a value of
+// If-Modified-Since needs it again. As in MogileFS's Perlbal the text counts,
+// not the time: a file may be replaced by an older one.
+func notModified(since []string, modified time.Time) bool {
+	if len(since) != 1 {
+		return false
+	}
+	text, _, _ := strings.Cut(since[0], ";") // "; length=N", as old browsers send
+	return strings.TrimRight(text, " \t") == lastModified(modified)
 }
 
 func (p *plane) delete(ctx context.Context, t target) answer {
@@ -223,7 +238,7 @@ func (p *plane) receive(r *request, sum *bodySum, write func([]byte) (int, error
 		buf := p.buffers.get()
 		defer p.buffers.put(buf)
 		for done := false; !done; {
-			n, err := io.ReadFull(r.body, buf[:])
+			n, err := io.ReadFull(r.body, buf[:bufferSize])
 			switch {
 			case err == io.EOF || err == io.ErrUnexpectedEOF: // the end: a broken body has another error
 				done = true

@@ -1,29 +1,20 @@
 package storaged
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"os"
 	"strconv"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
 )
-
-// maxHeader bounds a header block, request line included, in bytes; MogileFS's
-// daemons take as much.
-const maxHeader = 64 << 10
-
-// nethttpSlop is what net/http allows on top of MaxHeaderBytes.
-const nethttpSlop = 4 << 10
 
 // idleTimeout is how long a connection may wait for its next request. Trackers
 // keep connections for as long as they can.
@@ -47,37 +38,41 @@ const bufferSize = 64 << 10
 // sendPiece is how much of a file is prefetched, and then sent with sendfile.
 const sendPiece = 1 << 20
 
-// buffers are the buffers that bodies pass through.
+// buffers are the buffers that bodies pass through. In front of the body there
+// is room for the head of its answer.
 type buffers struct{ pool sync.Pool }
 
-func (b *buffers) get() *[bufferSize]byte {
-	if p, ok := b.pool.Get().(*[bufferSize]byte); ok {
+type buffer [maxAnswerHead + bufferSize]byte
+
+func (b *buffers) get() *buffer {
+	if p, ok := b.pool.Get().(*buffer); ok {
 		return p
 	}
-	return new([bufferSize]byte)
+	return new(buffer)
 }
 
-func (b *buffers) put(p *[bufferSize]byte) { b.pool.Put(p) }
+func (b *buffers) put(p *buffer) { b.pool.Put(p) }
 
-// Errors of a request's body. Their causes are wrapped with them.
-var (
-	errSlowBody      = errors.New("the client sent nothing for too long")
-	errMalformedBody = errors.New("malformed chunked body")
-	errBrokenBody    = errors.New("the client went away in the middle of the body")
-)
+// keepReading is how much of a body that nobody wants is read for the sake of
+// the connection, in bytes.
+const keepReading = 256 << 10
 
-// server puts a handler behind net/http on one listener.
+// lingerTime is for how long a connection that ends with an answer goes on to
+// be read. A client that is still sending would not see the answer otherwise,
+// for the system resets connections with unread input.
+const lingerTime = 5 * time.Second
+
+// server serves HTTP/1.0 and HTTP/1.1 to a handler's clients on one listener.
+// Each connection has a goroutine, which answers one request after the other.
 type server struct {
 	handler  handler
 	listener *listener
 	buffers  *buffers
+	heads    sync.Pool // of *[maxHeader]byte, for large header blocks
 	meter    *meter
 	log      zerolog.Logger
-
-	conns sync.WaitGroup // connections that net/http has not let go of
+	date     atomic.Pointer[dateLine]
 }
-
-type connKey struct{}
 
 func (s *server) addr() net.Addr {
 	if s == nil {
@@ -89,125 +84,208 @@ func (s *server) addr() net.Addr {
 // serve serves until ctx is cancelled, then lets the requests in progress
 // finish until stop is cancelled.
 func (s *server) serve(ctx, stop context.Context) error {
-	hs := &http.Server{
-		Handler:                      s,
-		DisableGeneralOptionsHandler: true,
-		ReadHeaderTimeout:            min(s.listener.timeout, headerTimeout),
-		IdleTimeout:                  idleTimeout,
-		MaxHeaderBytes:               maxHeader - nethttpSlop,
-		ConnState:                    s.connState,
-		ErrorLog:                     log.New(serverLog{s.log}, "", 0),
-		BaseContext:                  func(net.Listener) context.Context { return context.WithoutCancel(ctx) },
-		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, c)
-		},
-	}
+	var conns sync.WaitGroup
 	failed := make(chan error, 1)
-	go func() { failed <- hs.Serve(s.listener) }()
-	defer s.conns.Wait()
+	// A client that has closed its side may still wait for the answer, and what
+	// it asked for is done in any case; volumes and the drain bound the time.
+	background := context.WithoutCancel(ctx)
+	go func() {
+		failed <- s.listener.acceptEach(func(c *conn) {
+			conns.Go(func() { s.converse(background, c) })
+		})
+	}()
+	var err error
 	select {
-	case err := <-failed:
-		return fmt.Errorf("serve HTTP on %s: %w", s.listener.Addr(), errors.Join(err, hs.Close()))
+	case err = <-failed:
+		failed <- nil
 	case <-ctx.Done():
 	}
-	defer s.listener.drain()()
-	err := hs.Shutdown(stop)
-	if err != nil { // out of patience: cut the rest off
-		err = hs.Close()
+	if closeErr := ignoreClosed(s.listener.Close()); err == nil {
+		err = closeErr
 	}
 	<-failed
+	defer s.listener.drain()()
+	cut := context.AfterFunc(stop, func() {
+		s.listener.each(func(c *conn) { c.Close() }) // out of patience
+	})
+	defer cut()
+	conns.Wait()
 	if err != nil {
-		return fmt.Errorf("stop HTTP on %s: %w", s.listener.Addr(), err)
+		return fmt.Errorf("serve HTTP on %s: %w", s.listener.Addr(), err)
 	}
 	return nil
 }
 
-func (s *server) connState(nc net.Conn, state http.ConnState) {
-	c := nc.(*conn)
-	switch state {
-	case http.StateNew:
-		s.conns.Add(1)
-		s.listener.fresh(c)
-	case http.StateActive:
-		s.listener.active(c)
-	case http.StateIdle:
-		c.answering.Store(false)
-		c.overflow = false
-		s.listener.waiting(c)
-	case http.StateClosed:
-		s.conns.Done()
+// converse answers the requests of one connection.
+func (s *server) converse(ctx context.Context, c *conn) {
+	defer c.Close() // nobody is left who could hear it
+	in := newInput(c, &s.heads)
+	defer func() {
+		in.r, in.w = 0, 0
+		in.shrink()
+	}()
+	x := &session{server: s, conn: c, in: in, body: body{in: in, conn: c}}
+	for patience := x.headerTimeout(); ; patience = idleTimeout {
+		raw, err := x.await(patience)
+		if errors.Is(err, errLongLine) {
+			err = malformed("header block is too long")
+		}
+		var h head
+		if err == nil {
+			h, err = parseHead(raw)
+		}
+		if no, ok := errors.AsType[*refusal](err); ok {
+			s.listener.active(c)
+			x.body = body{in: in, conn: c, err: err}
+			a := answer{status: no.status, close: true, err: err}
+			x.finish(ctx, &h, &a)
+			x.linger()
+			return
+		}
+		if err != nil {
+			return // the client went away, or was silent for too long
+		}
+		if more := x.answer(ctx, &h); !more {
+			return
+		}
 	}
 }
 
-// ServeHTTP translates between net/http and the handler.
-func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	c := r.Context().Value(connKey{}).(*conn)
-	c.answering.Store(true)
-	s.meter.inFlight.Inc()
-	defer s.meter.inFlight.Dec()
+// session is a connection and what its requests need.
+type session struct {
+	*server
+	conn *conn
+	in   *input
+	body body
+	out  [maxAnswerHead]byte
+}
 
-	body := &body{from: r.Body, conn: c, timeout: s.listener.timeout}
-	req := &request{
-		method: r.Method, path: r.URL.Path, length: r.ContentLength, body: body,
-		ranges: r.Header["Range"], contentRange: r.Header["Content-Range"], contentMD5: r.Header["Content-Md5"],
+// headerTimeout is how long a header block may take, and the first one's
+// beginning.
+func (x *session) headerTimeout() time.Duration { return min(headerTimeout, x.listener.timeout) }
+
+// await waits for a header block: for its first byte as long as patience, for
+// all of it as long as a header block may take.
+func (x *session) await(patience time.Duration) ([]byte, error) {
+	if x.in.buffered() == 0 {
+		x.listener.waiting(x.conn)
+		x.conn.SetReadDeadline(time.Now().Add(patience)) // fails only where Read does
+		if err := x.in.fill(); err != nil {
+			return nil, err
+		}
 	}
-	if _, announced := r.Trailer["Content-Md5"]; announced {
-		req.trailerMD5 = func() []string { return r.Trailer["Content-Md5"] }
+	x.listener.active(x.conn)
+	x.conn.SetReadDeadline(time.Now().Add(x.headerTimeout())) // as above
+	return x.in.head()
+}
+
+// answer has a request answered, and reports whether there may be another.
+func (x *session) answer(ctx context.Context, h *head) bool {
+	x.meter.inFlight.Inc()
+	defer x.meter.inFlight.Dec()
+	x.body.reset(h, func() error {
+		_, err := x.conn.Write([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
+		return err
+	})
+	r := &request{
+		method: h.method, path: h.path, length: h.length, body: &x.body,
+		ranges: h.ranges, contentRange: h.contentRange, contentMD5: h.contentMD5, modifiedSince: h.modifiedSince,
 	}
-	if r.ContentLength != 0 {
-		body.extend()
+	if h.sumFollows && x.body.chunked {
+		r.trailerMD5 = func() []string { return x.body.trailer }
 	}
-	// A client that has closed its side may still wait for the answer, and what
-	// it asked for is done in any case; volumes and the drain bound the time.
-	ctx := context.WithoutCancel(r.Context())
-	a := s.handler.serve(ctx, req)
+	a := x.handler.serve(ctx, r)
 	if a.file != nil {
 		defer a.file.Close() // opened for reading
 	}
-	sent, err := s.send(ctx, w, r.Method == http.MethodHead, &a)
-	s.meter.request(r.Method, a.status, body.n, sent)
-	s.report(r, &a, err)
+	// What is left of the body stands before the next request. A client that
+	// waits to be told to send it may or may not do so now.
+	if !a.close && (x.body.proceed != nil || !x.body.discard(keepReading)) {
+		a.close = true
+	}
+	wanted := !a.close // by us
+	if !h.keep || x.listener.isDraining() {
+		a.close = true
+	}
+	if err := x.finish(ctx, h, &a); err != nil {
+		return false
+	}
+	if a.close && (!wanted || x.in.buffered() > 0) {
+		x.linger()
+	}
+	return !a.close
 }
+
+// finish sends the answer, counts and logs it. The error is the client's, or
+// says that the answer could not be completed.
+func (x *session) finish(ctx context.Context, h *head, a *answer) error {
+	sent, err := x.send(ctx, h.method == http.MethodHead, a)
+	x.meter.request(h.method, a.status, x.body.n, sent)
+	x.report(x.conn, h, a, err)
+	if err == nil && sent < a.size && h.method != http.MethodHead {
+		return io.ErrUnexpectedEOF // which the client sees by the connection's end
+	}
+	return err
+}
+
+// linger has the client see the answer that ends the connection, though it may
+// be sending still.
+func (x *session) linger() {
+	x.conn.SetReadDeadline(time.Now().Add(lingerTime)) // fails only where Read does
+	x.listener.waiting(x.conn)                         // its place is for others to have
+	if x.conn.CloseWrite() == nil {
+		io.Copy(io.Discard, x.conn.TCPConn) // ends with the client or the deadline
+	}
+}
+
+// maxAnswerHead is more than the head of any answer has, in bytes.
+const maxAnswerHead = 1 << 10
 
 // send writes the answer, and says how much of its body went out. The error is
 // the client's; the disk's goes to the answer.
-func (s *server) send(ctx context.Context, w http.ResponseWriter, isHead bool, a *answer) (int64, error) {
+func (x *session) send(ctx context.Context, isHead bool, a *answer) (int64, error) {
 	if a.file == nil || isHead {
-		s.writeHead(w, a)
-		if isHead || len(a.text) == 0 {
-			return 0, nil
+		out := x.appendHead(x.out[:0], a)
+		if !isHead {
+			out = append(out, a.text...)
 		}
-		n, err := w.Write(a.text)
-		return int64(n), err
+		if _, err := x.conn.Write(out); err != nil || isHead {
+			return 0, err
+		}
+		return int64(len(a.text)), nil
 	}
 	// The first piece is read before the head is written, so that a disk that
 	// cannot read is an answer of its own; and through the volume, so that a
-	// disk that hangs is noticed. Small files are done with that.
-	buf := s.buffers.get()
-	defer s.buffers.put(buf)
-	n, err := readFull(a.file, buf[:min(bufferSize, a.size)], a.off)
+	// disk that hangs is noticed. Small files are done with that, and with one
+	// call.
+	buf := x.buffers.get()
+	defer x.buffers.put(buf)
+	n, err := readFull(a.file, buf[maxAnswerHead:][:min(bufferSize, a.size)], a.off)
 	if err != nil {
-		*a = answer{status: statusOf(err), err: err}
-		s.writeHead(w, a)
-		return 0, nil
+		*a = answer{status: statusOf(err), close: a.close, err: err}
+		_, err := x.conn.Write(x.appendHead(x.out[:0], a))
+		return 0, err
 	}
-	s.writeHead(w, a)
-	n, err = w.Write(buf[:n])
+	out := x.appendHead(x.out[:0], a)
+	from := maxAnswerHead - copy(buf[maxAnswerHead-len(out):], out)
+	if _, err := x.conn.Write(buf[from : maxAnswerHead+n]); err != nil {
+		return 0, err
+	}
 	sent := int64(n)
-	if err != nil || sent == a.size {
-		return sent, err
+	if sent == a.size {
+		return sent, nil
 	}
 	if f := a.file.OSFile(); f != nil {
-		n, err := s.sendFile(ctx, w, a, f, sent)
+		n, err := x.sendFile(ctx, a, f, sent)
 		return sent + n, err
 	}
 	for sent < a.size {
 		n, err := readFull(a.file, buf[:min(bufferSize, a.size-sent)], a.off+sent)
 		if err != nil {
-			a.err = err // net/http closes a connection whose answer is too short
+			a.err = err
 			return sent, nil
 		}
-		n, err = w.Write(buf[:n])
+		n, err = x.conn.Write(buf[:n])
 		sent += int64(n)
 		if err != nil {
 			return sent, err
@@ -218,7 +296,7 @@ func (s *server) send(ctx context.Context, w http.ResponseWriter, isHead bool, a
 
 // sendFile sends what is left of the answer's file after sent bytes, without
 // taking it to user space.
-func (s *server) sendFile(ctx context.Context, w http.ResponseWriter, a *answer, f *os.File, sent int64) (int64, error) {
+func (x *session) sendFile(ctx context.Context, a *answer, f *os.File, sent int64) (int64, error) {
 	if _, err := f.Seek(a.off+sent, io.SeekStart); err != nil {
 		a.err = err
 		return 0, nil
@@ -232,8 +310,7 @@ func (s *server) sendFile(ctx context.Context, w http.ResponseWriter, a *answer,
 			a.err = err
 			return total, nil
 		}
-		// net/http hands this to the connection's ReadFrom.
-		n, err := w.(io.ReaderFrom).ReadFrom(&io.LimitedReader{R: f, N: piece})
+		n, err := x.conn.ReadFrom(&io.LimitedReader{R: f, N: piece})
 		total += n
 		switch {
 		case err != nil:
@@ -258,113 +335,75 @@ func readFull(r io.ReaderAt, p []byte, off int64) (int, error) {
 	return n, err
 }
 
-func (s *server) writeHead(w http.ResponseWriter, a *answer) {
-	h := w.Header()
-	h["Status"] = []string{statusLine(a.status)}
-	h[capabilityHeader] = []string{capabilities}
-	h["Content-Length"] = []string{strconv.FormatInt(a.size, 10)}
-	h["Content-Type"] = []string{"text/plain"}
-	if a.status == http.StatusOK || a.status == http.StatusPartialContent {
-		h["Content-Type"] = []string{"application/octet-stream"}
-	}
+// appendHead appends the head of an answer, in the order of MogileFS's daemons.
+// The version is 1.1, whichever the client's is.
+func (s *server) appendHead(b []byte, a *answer) []byte {
+	line := statusLine(a.status)
+	b = append(append(b, "HTTP/1.1 "...), line...)
+	b = append(append(b, "\r\nStatus: "...), line...)
+	b = append(append(b, "\r\nDate: "...), s.now()...)
 	if !a.modified.IsZero() {
-		h["Last-Modified"] = []string{a.modified.UTC().Format(http.TimeFormat)}
+		b = append(append(b, "\r\nLast-Modified: "...), lastModified(a.modified)...)
+	}
+	if a.status != http.StatusNotModified { // where it would be the file's
+		b = strconv.AppendInt(append(b, "\r\nContent-Length: "...), a.size, 10)
+		if a.status == http.StatusOK || a.status == http.StatusPartialContent {
+			b = append(b, "\r\nContent-Type: application/octet-stream"...)
+		} else {
+			b = append(b, "\r\nContent-Type: text/plain"...)
+		}
 	}
 	if a.contentRange != "" {
-		h["Content-Range"] = []string{a.contentRange}
+		b = append(append(b, "\r\nContent-Range: "...), a.contentRange...)
 	}
 	if a.acceptRanges {
-		h["Accept-Ranges"] = []string{"bytes"}
+		b = append(b, "\r\nAccept-Ranges: bytes"...)
 	}
-	// net/http replaces this where the connection must close.
-	h["Connection"] = []string{"keep-alive"}
 	if a.close {
-		h["Connection"] = []string{"close"}
+		b = append(b, "\r\nConnection: close"...)
+	} else {
+		b = append(b, "\r\nConnection: keep-alive"...)
 	}
-	w.WriteHeader(a.status)
+	return append(b, "\r\n"+capabilityHeader+": "+capabilities+"\r\n\r\n"...)
+}
+
+// lastModified is the form of a time in headers.
+func lastModified(t time.Time) string { return t.UTC().Format(http.TimeFormat) }
+
+// dateLine is the value of Date for one second.
+type dateLine struct {
+	second int64
+	text   string
+}
+
+// now is the value of Date.
+func (s *server) now() string {
+	now := time.Now()
+	d := s.date.Load()
+	if d == nil || d.second != now.Unix() {
+		d = &dateLine{now.Unix(), lastModified(now)}
+		s.date.Store(d)
+	}
+	return d.text
 }
 
 // report logs what an operator has to know. Clients that go away are for
 // debugging, as are disks that are full, do not answer or are refused: these
 // are told once, where that is noticed, not with each request.
-func (s *server) report(r *http.Request, a *answer, sendErr error) {
+func (s *server) report(c *conn, h *head, a *answer, sendErr error) {
 	if a.err != nil && statusOf(a.err) == http.StatusInternalServerError {
-		s.log.Error().Err(a.err).Str("method", r.Method).Str("path", r.URL.Path).Int("status", a.status).Msg("request failed")
+		s.log.Error().Err(a.err).Str("method", h.method).Str("path", h.path).Int("status", a.status).Msg("request failed")
 		return
 	}
 	e := s.log.Debug()
 	if !e.Enabled() {
 		return
 	}
-	e.Err(errors.Join(a.err, sendErr)).Str("method", r.Method).Str("path", r.URL.Path).
-		Int("status", a.status).Str("client", r.RemoteAddr).Msg("request")
-}
-
-// body is a request's body. While it has not ended the client must send
-// something within the timeout.
-type body struct {
-	from    io.Reader
-	conn    *conn
-	timeout time.Duration
-	n       int64
-	until   time.Time // the deadline that is set
-}
-
-// extend moves the deadline ahead, not more than eight times in a timeout.
-func (b *body) extend() {
-	now := time.Now()
-	if b.until.Sub(now) > b.timeout-b.timeout/8 {
-		return
-	}
-	b.until = now.Add(b.timeout)
-	b.conn.SetReadDeadline(b.until) // fails only where Read does
-}
-
-func (b *body) Read(p []byte) (int, error) {
-	b.extend() // here, for the time that the disk takes is not the client's
-	n, err := b.from.Read(p)
-	b.n += int64(n)
-	switch {
-	case err == nil:
-		return n, nil
-	case err == io.EOF:
-		// The next deadline is that of the idle connection. Until the answer
-		// is out net/http watches for the client to go away, which must not
-		// time out.
-		b.conn.SetReadDeadline(time.Time{}) // see extend
-		return n, io.EOF
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return n, fmt.Errorf("%w: %w", errSlowBody, err)
-	case errors.Is(err, io.ErrUnexpectedEOF) || isNetError(err):
-		return n, fmt.Errorf("%w: %w", errBrokenBody, err)
-	}
-	return n, fmt.Errorf("%w: %w", errMalformedBody, err)
-}
-
-func isNetError(err error) bool {
-	_, ok := errors.AsType[net.Error](err)
-	return ok
-}
-
-// serverLog passes on what net/http has to say, which is seldom and odd.
-type serverLog struct{ log zerolog.Logger }
-
-func (l serverLog) Write(p []byte) (int, error) {
-	l.log.Warn().Str("detail", strings.TrimSpace(string(p))).Msg("HTTP server")
-	return len(p), nil
+	e.Err(errors.Join(a.err, sendErr)).Str("method", h.method).Str("path", h.path).
+		Int("status", a.status).Stringer("client", c.RemoteAddr()).Msg("request")
 }
 
 // statusLine is "404 Not Found".
 func statusLine(status int) string {
 	return strconv.Itoa(status) + " " + http.StatusText(status)
-}
-
-// rawAnswer is an answer without a body that ends the connection, as it goes
-// over the wire.
-func rawAnswer(status int) []byte {
-	line := statusLine(status)
-	var b bytes.Buffer
-	fmt.Fprintf(&b, "HTTP/1.1 %s\r\nStatus: %s\r\n%s: %s\r\nDate: %s\r\nContent-Length: 0\r\nContent-Type: text/plain\r\nConnection: close\r\n\r\n",
-		line, line, capabilityHeader, capabilities, time.Now().UTC().Format(http.TimeFormat))
-	return b.Bytes()
 }

@@ -45,7 +45,11 @@ type sideChannel struct {
 func (s *sideChannel) serve(ctx, stop context.Context) error {
 	var conns sync.WaitGroup
 	accepting := make(chan error, 1)
-	go func() { accepting <- s.accept(ctx, stop, &conns) }()
+	go func() {
+		accepting <- s.listener.acceptEach(func(c *conn) {
+			conns.Go(func() { s.converse(ctx, stop, c) })
+		})
+	}()
 	var err error
 	select {
 	case err = <-accepting:
@@ -66,25 +70,9 @@ func (s *sideChannel) serve(ctx, stop context.Context) error {
 	return err
 }
 
-func (s *sideChannel) accept(ctx, stop context.Context, conns *sync.WaitGroup) error {
-	for {
-		nc, err := s.listener.Accept()
-		switch {
-		case err == nil:
-			conns.Go(func() { s.converse(ctx, stop, nc.(*conn)) })
-		case ctx.Err() != nil:
-			return nil
-		default:
-			return fmt.Errorf("accept on side channel: %w", err)
-		}
-	}
-}
-
 // converse answers one connection.
 func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
-	defer c.Close()         // nobody is left who could hear it
-	c.answering.Store(true) // this is no HTTP
-	s.listener.fresh(c)
+	defer c.Close() // nobody is left who could hear it
 	r := bufio.NewReaderSize(c, maxSideLine)
 	for {
 		line, err := r.ReadSlice('\n')
@@ -238,7 +226,7 @@ func (s *sideChannel) digest(ctx context.Context, c command) (protocol.Checksum,
 		if err := ctx.Err(); err != nil {
 			return protocol.Checksum{}, off, err
 		}
-		n, err := f.Read(buf[:])
+		n, err := f.Read(buf[:bufferSize])
 		h.Write(buf[:n])
 		off += int64(n)
 		switch {
