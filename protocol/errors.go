@@ -44,6 +44,7 @@ var (
 	ErrNoTempfile     = Err("no_temp_file")     // the upload was closed before, or never opened
 	ErrFIDInUse       = Err("fid_in_use")       // create_open with a fid that is known
 	ErrInvalidKey     = Err("invalid_key")      // a key that the database cannot hold
+	ErrFIDMismatch    = Err("fid_mismatch")     // if_fid: the key names another file, or none
 	ErrDup            = Err("dup")              // a name, number or address is taken
 	ErrUnknownCommand = Err("unknown_command")  // no such command
 	ErrFailure        = Err("failure")          // an internal error; the log has the reason
@@ -76,6 +77,7 @@ var texts = map[string]string{
 	"domain_not_found":      "Domain not found",
 	"dup":                   "Duplicate name/number used.",
 	"failure":               "Operation failed",
+	"fid_mismatch":          "The key names another file",
 	"host_exists":           "That host already exists",
 	"host_mismatch":         "The device specified doesn't belong to the host specified",
 	"host_not_empty":        "Unable to delete host; it contains devices still",

@@ -124,6 +124,13 @@ type Close struct {
 	DevID    protocol.DevID    // where the bytes are
 	Tried    []protocol.DevID  // devices that may have them as well: there they are queued for deletion
 	Checksum protocol.Checksum // stored unless zero
+
+	// NoOverwrite refuses the close, by protocol.ErrKeyExists, where the key
+	// names a file.
+	NoOverwrite bool
+	// IfFID refuses the close, by protocol.ErrFIDMismatch, unless the key names
+	// this fid; 0 is no file. nil is no condition.
+	IfFID *protocol.FID
 }
 
 // Queue names a table of work.

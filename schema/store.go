@@ -79,7 +79,10 @@ type Files interface {
 	// copy_to_delete, and a fid that the key named before is queued for
 	// deletion, due after [DeletionDelay]. Of several closes of one key the last to commit wins; every
 	// other fid is queued for deletion exactly once. Keys that the database
-	// cannot hold get protocol.ErrInvalidKey.
+	// cannot hold get protocol.ErrInvalidKey; a domain that is gone has the code
+	// unreg_domain, a class that is gone unreg_class. A close that depends on
+	// what the key names ([Close].NoOverwrite, IfFID) is decided under the lock of
+	// that key. After a refusal the upload is as it was.
 	CloseFile(ctx context.Context, c Close) error
 	// DiscardUpload takes an upload back, in one transaction: the tempfile row
 	// goes (protocol.ErrNoTempfile where it is not there), the location is
@@ -89,13 +92,23 @@ type Files interface {
 	// DeleteKey removes a key at once and queues its fid for deletion, due after
 	// [DeletionDelay]. It returns the fid, or an error matching protocol.ErrUnknownKey.
 	DeleteKey(ctx context.Context, dmid DMID, key string) (protocol.FID, error)
+	// DeleteKeyIf does the same only if the key names fid at that moment; else
+	// the error matches protocol.ErrFIDMismatch, or protocol.ErrUnknownKey.
+	DeleteKeyIf(ctx context.Context, dmid DMID, key string, fid protocol.FID) error
 	// RenameKey gives a file another key. Errors match protocol.ErrUnknownKey,
 	// protocol.ErrKeyExists and protocol.ErrInvalidKey. Renaming a key to itself
 	// is no error.
 	RenameKey(ctx context.Context, dmid DMID, from, to string) error
+	// RenameKeyIf does the same only if from names fid at that moment; else the
+	// error matches protocol.ErrFIDMismatch, or protocol.ErrUnknownKey.
+	RenameKeyIf(ctx context.Context, dmid DMID, from, to string, fid protocol.FID) error
 	// SetFileClass moves the fid to another class and queues it for
-	// replication, or returns an error matching ErrGone.
+	// replication, or returns an error matching ErrGone, or
+	// protocol.ErrClassNotFound for a class that is gone.
 	SetFileClass(ctx context.Context, fid protocol.FID, class ClassID) error
+	// SetFileClassIf does the same only if the key names fid at that moment;
+	// else the error matches protocol.ErrFIDMismatch, or protocol.ErrUnknownKey.
+	SetFileClassIf(ctx context.Context, dmid DMID, key string, fid protocol.FID, class ClassID) error
 	// ListKeys lists up to limit keys of a domain that begin with prefix and are
 	// greater than after, in byte order.
 	ListKeys(ctx context.Context, dmid DMID, prefix, after string, limit int) ([]string, error)
@@ -215,7 +228,8 @@ type Topology interface {
 	UpdateClass(ctx context.Context, domain, class string, ch ClassChange) error
 	// DeleteClass removes a class. Errors match protocol.ErrDomainNotFound,
 	// protocol.ErrClassNotFound and protocol.ErrClassHasFiles, or have the code
-	// nodel_default_class. Open uploads of the class count as files.
+	// nodel_default_class. Open uploads of the class count as files; a file that
+	// is being closed into it at the same time is either seen or refused.
 	DeleteClass(ctx context.Context, domain, class string) error
 
 	// CreateHost stores a host; its ID is ignored and max+1 given. Errors match

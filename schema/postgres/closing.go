@@ -28,7 +28,11 @@ func (s *Store) CloseFile(ctx context.Context, c schema.Close) error {
 		return fmt.Errorf("close fid %d: length %d", c.FID, c.Length)
 	}
 	return s.do(ctx, fmt.Sprintf("close fid %d", c.FID), func(ctx context.Context) error {
-		outcome, err := s.closes.do(ctx, c)
+		closes := s.closes
+		if c.Conditional() {
+			closes = s.guarded
+		}
+		outcome, err := closes.do(ctx, c)
 		if err != nil {
 			return keyError(err)
 		}
@@ -60,8 +64,8 @@ const (
 // and the batch is rolled back and repeated call by call. Which calls steps 2
 // and 3 are about, step 1 leaves in the setting mogile.pending.
 //
-// A deleted domain is held off by a shared advisory lock, which is much lighter
-// than a lock on the domain's row.
+// A domain or a class that is being deleted is held off by a shared advisory
+// lock, which is much lighter than a lock on its row.
 func (s *Store) closeBatch(ctx context.Context, calls []schema.Close, outcomes []error) error {
 	return s.closeAll(ctx, calls, outcomes, batchLockTimeout)
 }
@@ -132,35 +136,110 @@ func (s *Store) closeAll(ctx context.Context, calls []schema.Close, outcomes []e
 		b.Queue(shareDomains, domainSpace, a.used)
 		b.Queue(closeNew, s.offset(), a.fids, a.dmids, a.keys, a.lengths, a.classes, a.devids, a.hashes, a.sums,
 			a.triedFIDs, a.triedDevs).QueryRow(func(row pgx.Row) error {
-			var known, gone []int64
-			if err := row.Scan(&known, &gone, nil); err != nil {
-				return err
+			var d closeDecision
+			err := d.scan(row)
+			for fid, i := range at {
+				outcomes[i] = d.outcome(fid)
 			}
-			for i := range outcomes {
-				outcomes[i] = protocol.Err("unreg_domain")
-			}
-			for _, fid := range known {
-				outcomes[at[fid]] = protocol.ErrNoTempfile
-			}
-			for _, fid := range gone {
-				outcomes[at[fid]] = nil
-			}
-			return nil
+			return err
 		})
 		b.Queue(closeLock, a.fids, a.dmids, a.keys)
 		b.Queue(closeOver, s.offset(), a.fids, a.dmids, a.keys, a.lengths, a.classes)
 	})
 }
 
+// closeDecision is what closeNew answers.
+type closeDecision struct {
+	homeless  []int64 // fids whose domain is gone
+	classless []int64 // fids whose class is gone
+	gone      []int64 // fids whose tempfile row went: they are files now
+	pending   string  // those of them whose key has a row, as an array's text
+}
+
+func (d *closeDecision) scan(row pgx.Row) error {
+	return row.Scan(&d.homeless, &d.classless, &d.gone, &d.pending)
+}
+
+func (d *closeDecision) outcome(fid int64) error {
+	switch {
+	case slices.Contains(d.gone, fid):
+		return nil
+	case slices.Contains(d.homeless, fid):
+		return protocol.Err("unreg_domain")
+	case slices.Contains(d.classless, fid):
+		return protocol.Err("unreg_class")
+	}
+	return protocol.ErrNoTempfile
+}
+
+// closeGuarded closes one upload that depends on what its key names. The row of
+// the key, where there is one, is locked before it is looked at; where there is
+// none, and somebody else makes one, the insertion meets it.
+func (s *Store) closeGuarded(ctx context.Context, calls []schema.Close, outcomes []error) error {
+	c := calls[0]
+	a := arraysOf(calls)
+	err := s.tx(ctx, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, setLockTimeout, aloneLockTimeout.String()); err != nil {
+			return err
+		}
+		if _, err := tx.Exec(ctx, shareDomains, domainSpace, a.used); err != nil {
+			return err
+		}
+		var now int64 // stays 0 where there is none
+		if err := ignoreNoRows(tx.QueryRow(ctx, lockKeyRow, int16(c.DMID), c.Key).Scan(&now)); err != nil {
+			return err
+		}
+		if refusal := c.Refusal(protocol.FID(now)); refusal != nil {
+			open, err := exists(ctx, tx, `SELECT EXISTS (SELECT FROM tempfile WHERE fid = $1)`, int64(c.FID))
+			switch {
+			case err != nil:
+				return err
+			case !open:
+				return protocol.ErrNoTempfile
+			}
+			return refusal
+		}
+		var d closeDecision
+		err := d.scan(tx.QueryRow(ctx, closeNew, s.offset(), a.fids, a.dmids, a.keys, a.lengths, a.classes, a.devids, a.hashes, a.sums, a.triedFIDs, a.triedDevs))
+		if err != nil {
+			return err
+		}
+		if err := d.outcome(int64(c.FID)); err != nil || d.pending == "{}" {
+			return err
+		}
+		if now == 0 { // somebody was faster; who, does not matter
+			return errKeyTaken
+		}
+		_, err = tx.Exec(ctx, closeOver, s.offset(), a.fids, a.dmids, a.keys, a.lengths, a.classes)
+		return err
+	})
+	switch refusal, refused := errors.AsType[*protocol.Error](err); {
+	case refused:
+		outcomes[0] = refusal
+		return nil
+	case state(err) == stateUnique && constraint(err) != "", state(err) == stateDivision:
+		outcomes[0] = protocol.Err("fid_exists") // a file row of this fid
+		return nil
+	}
+	return err
+}
+
+// errKeyTaken is a close that is to be decided again, as its key has got a row
+// since it was looked at.
+var errKeyTaken = errors.New("the key was taken in the meantime")
+
+const lockKeyRow = `SELECT fid FROM file WHERE dmid = $1 AND dkey = $2 FOR UPDATE`
+
 const (
 	setLockTimeout = `SELECT set_config('lock_timeout', $1, true)`
 
 	shareDomains = `SELECT pg_advisory_xact_lock_shared($1, d) FROM unnest($2::int2[]) d`
 
-	closeNew = `WITH c AS MATERIALIZED (SELECT c.*, EXISTS (SELECT FROM domain d WHERE d.dmid = c.dmid) AS known
+	closeNew = `WITH c AS MATERIALIZED (SELECT c.*, EXISTS (SELECT FROM domain d WHERE d.dmid = c.dmid) AS known,
+				c.classid = 0 OR EXISTS (SELECT FROM class k WHERE k.dmid = c.dmid AND k.classid = c.classid) AS classed
 			FROM unnest($2::int8[], $3::int2[], $4::text[], $5::int8[], $6::int2[], $7::int2[], $8::int2[], $9::bytea[])
 			c (fid, dmid, dkey, length, classid, devid, hashtype, sum)),
-		gone AS (DELETE FROM tempfile t USING c WHERE t.fid = c.fid AND c.known RETURNING c.*),
+		gone AS (DELETE FROM tempfile t USING c WHERE t.fid = c.fid AND c.known AND c.classed RETURNING c.*),
 		fresh AS (INSERT INTO file (fid, dmid, dkey, length, classid, devcount)
 			SELECT fid, dmid, dkey, length, classid, 1 FROM gone ORDER BY dmid, dkey
 			ON CONFLICT (dmid, dkey) DO NOTHING RETURNING fid),
@@ -172,7 +251,7 @@ const (
 			ON CONFLICT (fid) DO UPDATE SET hashtype = EXCLUDED.hashtype, checksum = EXCLUDED.checksum),
 		queued AS (INSERT INTO file_to_replicate (fid, nexttry) SELECT fid, 0 FROM gone
 			ON CONFLICT (fid) DO UPDATE SET nexttry = 0)
-		SELECT ARRAY(SELECT fid FROM c WHERE known), ARRAY(SELECT fid FROM gone), set_config('mogile.pending',
+		SELECT ARRAY(SELECT fid FROM c WHERE NOT known), ARRAY(SELECT fid FROM c WHERE NOT classed), ARRAY(SELECT fid FROM gone), set_config('mogile.pending',
 			(SELECT '{' || coalesce(string_agg(fid::text, ','), '') || '}' FROM gone WHERE fid NOT IN (SELECT fid FROM fresh)), true)`
 
 	closePending = `= ANY (current_setting('mogile.pending', true)::int8[])`

@@ -72,12 +72,12 @@ func unavailable(err error) bool {
 // repeated, and has done nothing yet.
 func transient(err error) bool {
 	switch state(err) {
-	case stateDeadlock, stateSerialization:
+	case stateDeadlock, stateSerialization, stateLockTimeout:
 		return true
 	case "0A000": // a migration altered a table under a prepared statement
 		return strings.Contains(err.Error(), "cached plan")
 	}
-	return pgconn.SafeToRetry(err)
+	return pgconn.SafeToRetry(err) || errors.Is(err, errKeyTaken)
 }
 
 // classify makes err match schema.ErrUnavailable where that is so. What the

@@ -20,7 +20,7 @@ type foundFile struct {
 
 // FileByKey finds a closed file and the devices that hold it.
 func (s *Store) FileByKey(ctx context.Context, dmid schema.DMID, key string) (schema.File, []protocol.DevID, error) {
-	if checkKey(key, s.ascii, true) != nil {
+	if schema.CheckKey(key, s.ascii, true) != nil {
 		return schema.File{}, nil, protocol.ErrUnknownKey
 	}
 	var f foundFile
@@ -165,7 +165,7 @@ const setChecksum = `WITH f AS (SELECT fid FROM file WHERE fid = $1 FOR KEY SHAR
 
 // DeleteKey removes a key and queues its fid for deletion.
 func (s *Store) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (protocol.FID, error) {
-	if checkKey(key, s.ascii, true) != nil {
+	if schema.CheckKey(key, s.ascii, true) != nil {
 		return 0, protocol.ErrUnknownKey
 	}
 	var fid int64
@@ -183,15 +183,38 @@ const deleteKey = `WITH gone AS (DELETE FROM file WHERE dmid = $2 AND dkey = $3 
 		ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
 	SELECT fid FROM gone`
 
-// RenameKey gives a file another key.
-func (s *Store) RenameKey(ctx context.Context, dmid schema.DMID, from, to string) error {
-	if checkKey(from, s.ascii, true) != nil {
+// DeleteKeyIf removes a key that names fid and queues fid for deletion.
+func (s *Store) DeleteKeyIf(ctx context.Context, dmid schema.DMID, key string, fid protocol.FID) error {
+	if schema.CheckKey(key, s.ascii, true) != nil {
 		return protocol.ErrUnknownKey
 	}
-	if err := s.checkKey(to); err != nil {
+	return s.do(ctx, fmt.Sprintf("delete key of fid %d", fid), func(ctx context.Context) error {
+		return changedIf(s.pool.QueryRow(ctx, deleteKeyIf, s.offset(), int16(dmid), key, int64(fid)), fid)
+	})
+}
+
+const deleteKeyIf = `WITH gone AS (DELETE FROM file WHERE dmid = $2 AND dkey = $3 AND fid = $4 RETURNING fid),
+	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + pathsForgotten + ` FROM gone
+		ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
+	SELECT EXISTS (SELECT FROM gone), (SELECT fid FROM file WHERE dmid = $2 AND dkey = $3)`
+
+// changedIf reads whether a statement changed the row of a key that names want,
+// and what the key named when the statement began.
+func changedIf(row pgx.Row, want protocol.FID) error {
+	var changed bool
+	var named *int64
+	if err := row.Scan(&changed, &named); err != nil || changed {
 		return err
 	}
-	return s.do(ctx, "rename key", func(ctx context.Context) error {
+	if named == nil {
+		return protocol.ErrUnknownKey
+	}
+	return schema.FIDMismatch(want, protocol.FID(*named))
+}
+
+// RenameKey gives a file another key.
+func (s *Store) RenameKey(ctx context.Context, dmid schema.DMID, from, to string) error {
+	return s.rename(ctx, from, to, func(ctx context.Context) error {
 		if from == to {
 			var there bool
 			if err := s.pool.QueryRow(ctx, keyExists, int16(dmid), from).Scan(&there); err != nil || there {
@@ -200,41 +223,108 @@ func (s *Store) RenameKey(ctx context.Context, dmid schema.DMID, from, to string
 			return protocol.ErrUnknownKey
 		}
 		tag, err := s.pool.Exec(ctx, renameKey, int16(dmid), from, to)
-		switch {
-		case state(err) == stateUnique:
-			return protocol.ErrKeyExists
-		case err != nil:
-			return keyError(err)
-		case tag.RowsAffected() == 0:
-			return protocol.ErrUnknownKey
-		}
-		return nil
-	})
-}
-
-const (
-	keyExists = `SELECT EXISTS (SELECT FROM file WHERE dmid = $1 AND dkey = $2)`
-	renameKey = `UPDATE file SET dkey = $3 WHERE dmid = $1 AND dkey = $2`
-)
-
-// SetFileClass moves a fid to another class and queues it for replication.
-func (s *Store) SetFileClass(ctx context.Context, fid protocol.FID, class schema.ClassID) error {
-	if fid > protocol.MaxFID {
-		return fmt.Errorf("set class of fid %d: %w", fid, schema.ErrGone)
-	}
-	return s.do(ctx, fmt.Sprintf("set class of fid %d", fid), func(ctx context.Context) error {
-		var n int
-		err := s.pool.QueryRow(ctx, setFileClass, int64(fid), int16(class)).Scan(&n)
-		if err == nil && n == 0 {
-			err = schema.ErrGone
+		if err == nil && tag.RowsAffected() == 0 {
+			err = protocol.ErrUnknownKey
 		}
 		return err
 	})
 }
 
-const setFileClass = `WITH changed AS (UPDATE file SET classid = $2 WHERE fid = $1 RETURNING fid),
-	queued AS (INSERT INTO file_to_replicate (fid, nexttry) SELECT fid, 0 FROM changed ON CONFLICT (fid) DO UPDATE SET nexttry = 0)
-	SELECT count(*) FROM changed`
+// RenameKeyIf gives fid another key, if its key is from.
+func (s *Store) RenameKeyIf(ctx context.Context, dmid schema.DMID, from, to string, fid protocol.FID) error {
+	return s.rename(ctx, from, to, func(ctx context.Context) error {
+		return changedIf(s.pool.QueryRow(ctx, renameKeyIf, int16(dmid), from, to, int64(fid)), fid)
+	})
+}
+
+// rename has call rename a key.
+func (s *Store) rename(ctx context.Context, from, to string, call func(ctx context.Context) error) error {
+	if schema.CheckKey(from, s.ascii, true) != nil {
+		return protocol.ErrUnknownKey
+	}
+	if err := s.checkKey(to); err != nil {
+		return err
+	}
+	return s.do(ctx, "rename key", func(ctx context.Context) error {
+		err := call(ctx)
+		if state(err) == stateUnique {
+			return protocol.ErrKeyExists
+		}
+		return keyError(err)
+	})
+}
+
+const (
+	keyExists   = `SELECT EXISTS (SELECT FROM file WHERE dmid = $1 AND dkey = $2)`
+	renameKey   = `UPDATE file SET dkey = $3 WHERE dmid = $1 AND dkey = $2`
+	renameKeyIf = `WITH renamed AS (UPDATE file SET dkey = $3 WHERE dmid = $1 AND dkey = $2 AND fid = $4 RETURNING fid)
+		SELECT EXISTS (SELECT FROM renamed), (SELECT fid FROM file WHERE dmid = $1 AND dkey = $2)`
+)
+
+// SetFileClass moves a fid to another class and queues it for replication.
+func (s *Store) SetFileClass(ctx context.Context, fid protocol.FID, class schema.ClassID) error {
+	return s.setFileClass(ctx, fid, class, nil)
+}
+
+// SetFileClassIf does so if the key names fid.
+func (s *Store) SetFileClassIf(ctx context.Context, dmid schema.DMID, key string, fid protocol.FID, class schema.ClassID) error {
+	if schema.CheckKey(key, s.ascii, true) != nil {
+		return protocol.ErrUnknownKey
+	}
+	return s.setFileClass(ctx, fid, class, &keyName{dmid, key})
+}
+
+// setFileClass moves fid to another class; nil is any key. As in closeBatch the
+// class cannot go meanwhile.
+func (s *Store) setFileClass(ctx context.Context, fid protocol.FID, class schema.ClassID, only *keyName) error {
+	var dmid *int16
+	var key *string
+	if only != nil {
+		id := int16(only.dmid)
+		dmid, key = &id, &only.key
+	}
+	if fid > protocol.MaxFID {
+		fid = 0 // no file has either
+	}
+	return s.do(ctx, fmt.Sprintf("set class of fid %d", fid), func(ctx context.Context) error {
+		var changed, classed bool
+		var named, now *int64
+		err := s.pipeline(ctx, begin, func(b *pgx.Batch) {
+			b.Queue(durable)
+			b.Queue(shareFilesDomain, domainSpace, int64(fid))
+			b.Queue(setFileClass, int64(fid), int16(class), dmid, key).QueryRow(func(row pgx.Row) error {
+				return row.Scan(&changed, &named, &classed, &now)
+			})
+		})
+		switch {
+		case err != nil || changed:
+			return err
+		case only != nil && now == nil:
+			return protocol.ErrUnknownKey
+		case only != nil && *now != int64(fid):
+			return schema.FIDMismatch(fid, protocol.FID(*now))
+		case named == nil:
+			return schema.ErrGone
+		case !classed:
+			return protocol.ErrClassNotFound
+		case only != nil:
+			return schema.FIDMismatch(fid, fid)
+		}
+		return schema.ErrGone
+	})
+}
+
+const (
+	shareFilesDomain = `SELECT pg_advisory_xact_lock_shared($1, dmid) FROM file WHERE fid = $2`
+
+	setFileClass = `WITH f AS (SELECT f.fid, $2::int2 = 0 OR EXISTS (SELECT FROM class k WHERE k.dmid = f.dmid AND k.classid = $2) AS classed
+			FROM file f WHERE f.fid = $1),
+		changed AS (UPDATE file SET classid = $2 FROM f WHERE file.fid = f.fid AND f.classed
+			AND ($4::text IS NULL OR file.dmid = $3::int2 AND file.dkey = $4) RETURNING file.fid),
+		queued AS (INSERT INTO file_to_replicate (fid, nexttry) SELECT fid, 0 FROM changed ON CONFLICT (fid) DO UPDATE SET nexttry = 0)
+		SELECT EXISTS (SELECT FROM changed), (SELECT fid FROM f), coalesce((SELECT classed FROM f), FALSE),
+			(SELECT fid FROM file WHERE dmid = $3 AND dkey = $4)`
+)
 
 // ListKeys lists keys in byte order.
 func (s *Store) ListKeys(ctx context.Context, dmid schema.DMID, prefix, after string, limit int) ([]string, error) {

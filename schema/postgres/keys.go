@@ -1,16 +1,9 @@
 package postgres
 
 import (
-	"strings"
 	"unicode/utf8"
 
-	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/schema"
-)
-
-const (
-	maxKeyChars       = 255
-	maxSealedKeyBytes = 1024
 )
 
 // keyName is a key in its domain.
@@ -19,37 +12,15 @@ type keyName struct {
 	key  string
 }
 
-func invalidKey(reason string) error { return &protocol.Error{Code: "invalid_key", Text: reason} }
-
-// checkKey refuses keys that the database cannot hold. ascii databases hold
-// any bytes.
-func checkKey(key string, ascii, sealed bool) error {
-	switch {
-	case key == "":
-		return invalidKey("The key is empty")
-	case strings.IndexByte(key, 0) >= 0:
-		return invalidKey("The key has a NUL character in it")
-	case !ascii && !utf8.ValidString(key):
-		return invalidKey("The key is not valid UTF-8")
-	case sealed && len(key) > maxSealedKeyBytes:
-		return invalidKey("The key is longer than 1024 bytes")
-	case !sealed && ascii && len(key) > maxKeyChars:
-		return invalidKey("The key is longer than 255 bytes")
-	case !sealed && !ascii && utf8.RuneCountInString(key) > maxKeyChars:
-		return invalidKey("The key is longer than 255 characters")
-	}
-	return nil
-}
-
-func (s *Store) checkKey(key string) error { return checkKey(key, s.ascii, s.sealed()) }
+func (s *Store) checkKey(key string) error { return schema.CheckKey(key, s.ascii, s.sealed()) }
 
 // keyError turns the server's refusal of a key into ours.
 func keyError(err error) error {
 	switch state(err) {
 	case stateTooLong:
-		return invalidKey("The key is too long for the database")
+		return schema.InvalidKey("The key is too long for the database")
 	case stateNotInEncoding:
-		return invalidKey("The key is not in the database's encoding")
+		return schema.InvalidKey("The key is not in the database's encoding")
 	}
 	return err
 }

@@ -1,42 +1,10 @@
 package postgres
 
 import (
-	"errors"
 	"strings"
 	"testing"
 	"unicode/utf8"
-
-	"github.com/mogile/mogile/protocol"
 )
-
-func TestCheckKey(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		name, key     string
-		ascii, sealed bool
-		ok            bool
-	}{
-		{name: "plain", key: "a", ok: true},
-		{name: "empty", key: ""},
-		{name: "NUL", key: "a\x00", ascii: true},
-		{name: "not UTF-8", key: "\xff"},
-		{name: "bytes in an SQL_ASCII database", key: "\xff", ascii: true, ok: true},
-		{name: "255 characters", key: strings.Repeat("日", 255), ok: true},
-		{name: "256 characters", key: strings.Repeat("x", 256)},
-		{name: "256 bytes in an SQL_ASCII database", key: strings.Repeat("é", 128), ascii: true},
-		{name: "1024 bytes, sealed", key: strings.Repeat("é", 512), sealed: true, ok: true},
-		{name: "1025 bytes, sealed", key: strings.Repeat("x", 1025), sealed: true},
-		{name: "1024 bytes, sealed SQL_ASCII", key: strings.Repeat("\xfe", 1024), sealed: true, ascii: true, ok: true},
-	} {
-		err := checkKey(c.key, c.ascii, c.sealed)
-		if c.ok != (err == nil) {
-			t.Errorf("%s: %v", c.name, err)
-		}
-		if err != nil && (!errors.Is(err, protocol.ErrInvalidKey) || err.Error() == "invalid_key") {
-			t.Errorf("%s: %v; want invalid_key and a reason", c.name, err)
-		}
-	}
-}
 
 func TestLockKeys(t *testing.T) {
 	t.Parallel()

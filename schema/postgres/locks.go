@@ -20,7 +20,7 @@ import (
 // it.
 const (
 	lockSpace   = 980205007  // "mogile": named locks, whose second key is lockKey of the name
-	domainSpace = 596067013  // "mogile:domain": second key is the dmid; shared by closes, exclusive to delete_domain
+	domainSpace = 596067013  // "mogile:domain": second key is the dmid; shared by closes, exclusive to delete_domain and delete_class
 	schemaSpace = 1259903890 // "mogile:schema": the locks below
 )
 

@@ -68,6 +68,7 @@ type Store struct {
 	fids      *fidBlocks
 	tempfiles *coalescer[schema.Tempfile, bool]
 	closes    *coalescer[schema.Close, error]
+	guarded   *coalescer[schema.Close, error] // closes that depend on what the key names, one by one
 	finds     *coalescer[keyName, foundFile]
 	finishes  *coalescer[[]schema.Job, int]
 	session   *session
@@ -118,9 +119,13 @@ func (s *Store) start(ctx context.Context) error {
 	s.tempfiles = newCoalescer(s.life, coalescing[schema.Tempfile, bool]{
 		batches: 2, size: 64, run: s.insertTempfiles, retry: s.retryAlone,
 	})
+	claims := func(c schema.Close) [2]any { return [2]any{keyName{c.DMID, c.Key}, c.FID} }
 	s.closes = newCoalescer(s.life, coalescing[schema.Close, error]{
 		batches: 2, size: 64, run: s.closeBatch, alone: s.closeAlone, retry: s.retryAlone,
-		keys: func(c schema.Close) [2]any { return [2]any{keyName{c.DMID, c.Key}, c.FID} },
+		keys: claims,
+	})
+	s.guarded = newCoalescer(s.life, coalescing[schema.Close, error]{
+		batches: singles, size: 1, run: s.closeGuarded, retry: s.retryAlone, keys: claims,
 	})
 	s.finds = newCoalescer(s.life, coalescing[keyName, foundFile]{
 		batches: 4, size: 64, run: s.findBatch, retry: s.retryAlone,
@@ -138,6 +143,7 @@ func (s *Store) Close() error {
 	s.close.Do(func() {
 		s.tempfiles.close()
 		s.closes.close()
+		s.guarded.close()
 		s.finds.close()
 		s.finishes.close()
 		s.stop()

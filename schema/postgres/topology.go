@@ -105,7 +105,7 @@ func exists(ctx context.Context, tx pgx.Tx, sql string, args ...any) (yes bool, 
 
 // checkName refuses names that a column of width characters cannot hold.
 func (s *Store) checkName(what, name string, width int) error {
-	if err := checkKey(name, s.ascii, false); err != nil || len([]rune(name)) > width {
+	if err := schema.CheckKey(name, s.ascii, false); err != nil || len([]rune(name)) > width {
 		return &protocol.Error{Code: "bad_params", Text: fmt.Sprintf("The name of a %s is 1 to %d characters of UTF-8", what, width)}
 	}
 	return nil
@@ -282,7 +282,8 @@ const updateClass = `UPDATE class SET mindevcount = coalesce($3, mindevcount),
 	replpolicy = CASE WHEN $6 THEN $7 ELSE replpolicy END WHERE dmid = $1 AND classname = $2`
 
 // DeleteClass removes a class without files and open uploads. A close makes a
-// file of an upload in one transaction, so that one of the two is seen.
+// file of an upload in one transaction, so that one of the two is seen; one that
+// comes later finds the class gone.
 func (s *Store) DeleteClass(ctx context.Context, domain, class string) error {
 	if class == schema.DefaultClass {
 		return protocol.Err("nodel_default_class")
@@ -297,6 +298,9 @@ func (s *Store) DeleteClass(ctx context.Context, domain, class string) error {
 		}
 		if s.checkName("class", class, 50) != nil {
 			return protocol.ErrClassNotFound
+		}
+		if _, err := tx.Exec(ctx, lockInternal, domainSpace, int32(dmid)); err != nil {
+			return err
 		}
 		var id int16
 		err = tx.QueryRow(ctx, `SELECT classid FROM class WHERE dmid = $1 AND classname = $2 FOR UPDATE`, int16(dmid), class).Scan(&id)
@@ -331,7 +335,7 @@ func (s *Store) checkAddresses(addresses ...string) error {
 		if !s.sealed() && strings.Contains(a, ":") {
 			return &protocol.Error{Code: "bad_params", Text: "IPv6 addresses need a sealed schema: see mogile migrate --seal"}
 		}
-		if a != "" && checkKey(a, s.ascii, false) != nil || len(a) > 45 {
+		if a != "" && schema.CheckKey(a, s.ascii, false) != nil || len(a) > 45 {
 			return &protocol.Error{Code: "bad_params", Text: "Not an address"}
 		}
 	}

@@ -8,35 +8,16 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/schema"
 )
 
-// Widths of the columns dkey and devids.
-const (
-	maxKey       = 255  // characters, where MogileFS may use the database too
-	maxSealedKey = 1024 // bytes
-	maxDevIDs    = 60   // bytes
-)
+// maxDevIDs is the width of the column devids, in bytes.
+const maxDevIDs = 60
 
 // checkKey refuses keys that the database cannot hold.
-func (s *Store) checkKey(key string) error {
-	switch {
-	case key == "":
-		return &protocol.Error{Code: "invalid_key", Text: "Key is empty"}
-	case strings.ContainsRune(key, 0):
-		return &protocol.Error{Code: "invalid_key", Text: "Key has a NUL character"}
-	case !utf8.ValidString(key):
-		return &protocol.Error{Code: "invalid_key", Text: "Key is not valid UTF-8"}
-	case s.sealed && len(key) > maxSealedKey:
-		return &protocol.Error{Code: "invalid_key", Text: fmt.Sprintf("Key is longer than %d bytes", maxSealedKey)}
-	case !s.sealed && utf8.RuneCountInString(key) > maxKey:
-		return &protocol.Error{Code: "invalid_key", Text: fmt.Sprintf("Key is longer than %d characters", maxKey)}
-	}
-	return nil
-}
+func (s *Store) checkKey(key string) error { return schema.CheckKey(key, false, s.sealed) }
 
 // raiseFIDs moves the sequence of fids above all that the database knows, and
 // never back. That it must is a sign of rows that something else has written.
@@ -193,9 +174,8 @@ func (t *tx) deleteElsewhere(fid protocol.FID, has protocol.DevID, devs []protoc
 	return nil
 }
 
-// CloseFile turns an upload into a file; see [schema.Files]. A domain that is
-// gone gets the refusal unreg_domain, and a fid that has a file row fid_exists;
-// both leave the upload open.
+// CloseFile turns an upload into a file; see [schema.Files]. A fid that has a
+// file row gets the refusal fid_exists.
 func (s *Store) CloseFile(ctx context.Context, c schema.Close) (err error) {
 	defer wrap(&err, "close fid %d as key %q", c.FID, c.Key)
 	if err := s.checkKey(c.Key); err != nil {
@@ -211,6 +191,11 @@ func (s *Store) CloseFile(ctx context.Context, c schema.Close) (err error) {
 		} else if !ok {
 			return protocol.Err("unreg_domain")
 		}
+		if ok, err := t.hasClass(c.DMID, c.ClassID); err != nil {
+			return err
+		} else if !ok {
+			return protocol.Err("unreg_class")
+		}
 		var old int64
 		overwrites, err := t.row("DELETE FROM file WHERE dmid = ? AND dkey = ? RETURNING fid", []any{c.DMID, c.Key}, &old)
 		if err != nil {
@@ -218,6 +203,9 @@ func (s *Store) CloseFile(ctx context.Context, c schema.Close) (err error) {
 		}
 		if overwrites && old == int64(c.FID) {
 			return protocol.Err("fid_exists")
+		}
+		if err := c.Refusal(protocol.FID(old)); err != nil {
+			return err
 		}
 		if overwrites {
 			if err := s.deleteLater(t, deleteRow(protocol.FID(old))); err != nil {
@@ -265,35 +253,93 @@ func (s *Store) DiscardUpload(ctx context.Context, fid protocol.FID, dev protoco
 	})
 }
 
+// hasClass reports whether files can be of the class: class 0 needs no row.
+func (t *tx) hasClass(dmid schema.DMID, class schema.ClassID) (bool, error) {
+	if class == 0 {
+		return true, nil
+	}
+	return t.exists("SELECT 1 FROM class WHERE dmid = ? AND classid = ?", dmid, class)
+}
+
+// named is the fid that a key names, or protocol.ErrUnknownKey.
+func (t *tx) named(dmid schema.DMID, key string) (protocol.FID, error) {
+	var fid int64
+	ok, err := t.row("SELECT fid FROM file WHERE dmid = ? AND dkey = ?", []any{dmid, key}, &fid)
+	if err == nil && !ok {
+		err = protocol.ErrUnknownKey
+	}
+	return protocol.FID(fid), err
+}
+
+// mustName refuses unless the key names want.
+func (t *tx) mustName(dmid schema.DMID, key string, want protocol.FID) error {
+	fid, err := t.named(dmid, key)
+	if err == nil && fid != want {
+		err = schema.FIDMismatch(want, fid)
+	}
+	return err
+}
+
 // DeleteKey removes a key; see [schema.Files].
 func (s *Store) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (_ protocol.FID, err error) {
 	defer wrap(&err, "delete key %q of domain %d", key, dmid)
 	if s.checkKey(key) != nil {
 		return 0, protocol.ErrUnknownKey
 	}
-	return write(ctx, s, func(t *tx) (protocol.FID, error) {
-		var fid int64
-		ok, err := t.row("DELETE FROM file WHERE dmid = ? AND dkey = ? RETURNING fid", []any{dmid, key}, &fid)
-		if err != nil {
-			return 0, err
+	return write(ctx, s, func(t *tx) (protocol.FID, error) { return s.deleteKey(t, dmid, key) })
+}
+
+// DeleteKeyIf removes a key that names fid; see [schema.Files].
+func (s *Store) DeleteKeyIf(ctx context.Context, dmid schema.DMID, key string, fid protocol.FID) (err error) {
+	defer wrap(&err, "delete key %q of domain %d, fid %d", key, dmid, fid)
+	if s.checkKey(key) != nil {
+		return protocol.ErrUnknownKey
+	}
+	return change(ctx, s, func(t *tx) error {
+		if err := t.mustName(dmid, key, fid); err != nil {
+			return err
 		}
-		if !ok {
-			return 0, protocol.ErrUnknownKey
-		}
-		return protocol.FID(fid), s.deleteLater(t, deleteRow(protocol.FID(fid)))
+		_, err := s.deleteKey(t, dmid, key)
+		return err
 	})
+}
+
+func (s *Store) deleteKey(t *tx, dmid schema.DMID, key string) (protocol.FID, error) {
+	var fid int64
+	ok, err := t.row("DELETE FROM file WHERE dmid = ? AND dkey = ? RETURNING fid", []any{dmid, key}, &fid)
+	if err != nil {
+		return 0, err
+	}
+	if !ok {
+		return 0, protocol.ErrUnknownKey
+	}
+	return protocol.FID(fid), s.deleteLater(t, deleteRow(protocol.FID(fid)))
 }
 
 // RenameKey gives a file another key; see [schema.Files].
 func (s *Store) RenameKey(ctx context.Context, dmid schema.DMID, from, to string) (err error) {
+	return s.renameKey(ctx, dmid, from, to, nil)
+}
+
+// RenameKeyIf gives a file another key; see [schema.Files].
+func (s *Store) RenameKeyIf(ctx context.Context, dmid schema.DMID, from, to string, fid protocol.FID) (err error) {
+	return s.renameKey(ctx, dmid, from, to, &fid)
+}
+
+func (s *Store) renameKey(ctx context.Context, dmid schema.DMID, from, to string, fid *protocol.FID) (err error) {
 	defer wrap(&err, "rename key %q of domain %d to %q", from, dmid, to)
-	if err := s.checkKey(to); err != nil {
-		return err
-	}
 	if s.checkKey(from) != nil {
 		return protocol.ErrUnknownKey
 	}
+	if err := s.checkKey(to); err != nil {
+		return err
+	}
 	return change(ctx, s, func(t *tx) error {
+		if fid != nil {
+			if err := t.mustName(dmid, from, *fid); err != nil {
+				return err
+			}
+		}
 		n, err := t.exec("UPDATE file SET dkey = ?3 WHERE dmid = ?1 AND dkey = ?2", dmid, from, to)
 		if isDuplicate(err) {
 			return protocol.ErrKeyExists
@@ -308,16 +354,39 @@ func (s *Store) RenameKey(ctx context.Context, dmid schema.DMID, from, to string
 // SetFileClass moves a fid to another class; see [schema.Files].
 func (s *Store) SetFileClass(ctx context.Context, fid protocol.FID, class schema.ClassID) (err error) {
 	defer wrap(&err, "set class %d of fid %d", class, fid)
+	return change(ctx, s, func(t *tx) error { return t.setFileClass(fid, class) })
+}
+
+// SetFileClassIf moves the file that a key names to another class; see
+// [schema.Files].
+func (s *Store) SetFileClassIf(ctx context.Context, dmid schema.DMID, key string, fid protocol.FID, class schema.ClassID) (err error) {
+	defer wrap(&err, "set class %d of key %q of domain %d, fid %d", class, key, dmid, fid)
+	if s.checkKey(key) != nil {
+		return protocol.ErrUnknownKey
+	}
 	return change(ctx, s, func(t *tx) error {
-		n, err := t.exec("UPDATE file SET classid = ? WHERE fid = ?", class, int64(fid))
-		if err != nil {
+		if err := t.mustName(dmid, key, fid); err != nil {
 			return err
 		}
-		if n == 0 {
-			return schema.ErrGone
-		}
-		return t.enqueue(replicateRow(fid), 0, sql.NullInt64{})
+		return t.setFileClass(fid, class)
 	})
+}
+
+func (t *tx) setFileClass(fid protocol.FID, class schema.ClassID) error {
+	var dmid schema.DMID
+	ok, err := t.row("UPDATE file SET classid = ? WHERE fid = ? RETURNING dmid", []any{class, int64(fid)}, &dmid)
+	switch {
+	case err != nil:
+		return err
+	case !ok:
+		return schema.ErrGone
+	}
+	if ok, err := t.hasClass(dmid, class); err != nil {
+		return err
+	} else if !ok {
+		return protocol.ErrClassNotFound
+	}
+	return t.enqueue(replicateRow(fid), 0, sql.NullInt64{})
 }
 
 const (

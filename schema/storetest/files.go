@@ -241,6 +241,7 @@ func checkFIDsRaisedAtOpen(e *env) {
 func checkCloseFile(e *env) {
 	sum := protocol.Checksum{Type: protocol.HashMD5, Sum: bytes.Repeat([]byte{0x00, 0xff}, 8)}
 	fid := e.open("k")
+	e.db.Exec(e, fmt.Sprintf("INSERT INTO class (dmid, classid, classname, mindevcount) VALUES (%d, 4, 'four', 1)", e.dmid))
 	e.must(e.QueueCopyDeletion(e.ctx, fid, 2, schema.Raw))
 	c := schema.Close{FID: fid, DMID: e.dmid, Key: "k", Length: 1 << 40, ClassID: 4, DevID: 2, Checksum: sum}
 	e.must(e.CloseFile(e.ctx, c))
@@ -309,6 +310,13 @@ func checkCloseRefused(e *env) {
 	c.DMID = e.dmid + 100
 	if err := e.CloseFile(e.ctx, c); refusal(err) != "unreg_domain" {
 		e.Errorf("into an unknown domain: %v; want unreg_domain", err)
+	}
+
+	// Into a class that is gone.
+	c = e.closing(fid, "k")
+	c.ClassID = 77
+	if err := e.CloseFile(e.ctx, c); refusal(err) != "unreg_class" {
+		e.Errorf("into an unknown class: %v; want unreg_class", err)
 	}
 
 	// Nothing has changed, and the upload can still be closed.
@@ -484,6 +492,7 @@ func checkRename(e *env) {
 }
 
 func checkSetFileClass(e *env) {
+	e.db.Exec(e, fmt.Sprintf("INSERT INTO class (dmid, classid, classname, mindevcount) VALUES (%d, 9, 'nine', 1)", e.dmid))
 	fid := e.put("k")
 	if n, err := e.Finish(e.ctx, e.claim(schema.QueueReplicate)); err != nil || n != 1 {
 		e.Fatalf("finished %d, %v; want 1", n, err)

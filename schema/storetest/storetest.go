@@ -54,7 +54,7 @@ type Fresh func(t testing.TB, o Options) Database
 // Run runs the suite on the engine that fresh makes databases of.
 func Run(t *testing.T, fresh Fresh) {
 	for _, group := range [][]testCase{
-		fileCases, locationCases, queueCases, uploadCases, topologyCases, memberCases, raceCases,
+		fileCases, locationCases, queueCases, uploadCases, topologyCases, memberCases, raceCases, conditionCases,
 	} {
 		for _, c := range group {
 			t.Run(c.name, func(t *testing.T) {
