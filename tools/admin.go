@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,29 +15,47 @@ import (
 	"github.com/mogile/mogile/protocol"
 )
 
-// adminCommands have the verbs of MogileFS's mogadm.
-func adminCommands() []*cli.Command {
-	hostFlags := []cli.Flag{
+// The states of hosts and devices that an operator sets.
+var (
+	hostStatuses   = []string{"alive", "readonly", "down", "dead"}
+	deviceStatuses = []string{"alive", "readonly", "drain", "down", "dead"}
+)
+
+func hostFlags() []cli.Flag {
+	return []cli.Flag{
 		&cli.StringFlag{Name: "ip", Usage: "`ADDRESS` of the host"},
 		&cli.StringFlag{Name: "port", Usage: "`PORT` of HTTP"},
 		&cli.StringFlag{Name: "getport", Usage: "`PORT` of HTTP for reading, where another"},
 		&cli.StringFlag{Name: "altip", Usage: "`ADDRESS` for clients in --altmask"},
 		&cli.StringFlag{Name: "altmask", Usage: "`NETWORK` of the clients that get --altip"},
-		&cli.StringFlag{Name: "status", Usage: "`STATUS`: alive, down, dead or readonly"},
+		&cli.StringFlag{Name: "status", Usage: "`STATUS`: " + orList(hostStatuses)},
 	}
-	classFlags := []cli.Flag{
+}
+
+func classFlags() []cli.Flag {
+	return []cli.Flag{
 		&cli.IntFlag{Name: "mindevcount", Usage: "`N` copies of each file"},
 		&cli.StringFlag{Name: "replpolicy", Usage: "`POLICY` of replication, such as 'MultipleHosts(3)'"},
 		&cli.StringFlag{Name: "hashtype", Usage: "`TYPE` of checksums kept: MD5, SHA-1 or NONE"},
 	}
+}
+
+// orList is "a, b or c".
+func orList(names []string) string {
+	last := len(names) - 1
+	return strings.Join(names[:last], ", ") + " or " + names[last]
+}
+
+// adminCommands have the verbs of MogileFS's mogadm.
+func adminCommands() []*cli.Command {
 	return []*cli.Command{
 		group("host", "storage hosts", `mogtool host add store1 --ip 10.0.0.1 --port 7500 --status alive
 mogtool host mark store1 down
 mogtool host list`,
 			command("list", "list hosts", "", `mogtool host list`, need{0, 0, false}, nil, hostList),
-			command("add", "register a host", "HOST", `mogtool host add store1 --ip 10.0.0.1 --port 7500 --status alive`, need{1, 1, false}, hostFlags, hostAdd),
+			command("add", "register a host", "HOST", `mogtool host add store1 --ip 10.0.0.1 --port 7500 --status alive`, need{1, 1, false}, hostFlags(), hostAdd),
 			command("mark", "set a host's status", "HOST STATUS", `mogtool host mark store1 alive      also down, dead, readonly`, need{2, 2, false}, nil, hostMark),
-			command("modify", "change a host", "HOST", `mogtool host modify store1 --ip 10.0.0.9`, need{1, 1, false}, hostFlags, hostModify),
+			command("modify", "change a host", "HOST", `mogtool host modify store1 --ip 10.0.0.9`, need{1, 1, false}, hostFlags(), hostModify),
 			command("delete", "forget a host that has no devices", "HOST", `mogtool host delete store1`, need{1, 1, false}, nil, hostDelete),
 		),
 		group("device", "disks of storage hosts", `mogtool device add store1 7
@@ -68,25 +88,19 @@ mogtool domain list`,
 mogtool class list photos`,
 			command("list", "list classes", "[DOMAIN…]", `mogtool class list photos`, need{0, -1, false}, nil, classList),
 			command("add", "make a class", "DOMAIN CLASS", `mogtool class add photos thumbs --mindevcount 2
-mogtool class add photos originals --mindevcount 3 --replpolicy 'MultipleHosts(3)' --hashtype MD5`, need{2, 2, false}, classFlags, classAdd),
-			command("modify", "change a class", "DOMAIN CLASS", `mogtool class modify photos thumbs --mindevcount 3`, need{2, 2, false}, classFlags, classModify),
+mogtool class add photos originals --mindevcount 3 --replpolicy 'MultipleHosts(3)' --hashtype MD5`, need{2, 2, false}, classFlags(), classAdd),
+			command("modify", "change a class", "DOMAIN CLASS", `mogtool class modify photos thumbs --mindevcount 3`, need{2, 2, false}, classFlags(), classModify),
 			command("delete", "delete a class without files", "DOMAIN CLASS", `mogtool class delete photos thumbs`, need{2, 2, false}, nil, classDelete),
 		),
-		group("settings", "settings of the whole cluster", `mogtool settings list
-mogtool settings set memcache_ttl 60`,
-			command("list", "list settings", "", `mogtool settings list`, need{0, 0, false}, nil, settingsList),
-			command("set", "change a setting", "KEY VALUE", `mogtool settings set skip_mkcol 1
-mogtool settings set slave_keys ''      an empty value takes it away`, need{2, 2, false}, nil, settingsSet),
-		),
+		settingsCommand(),
 	}
 }
 
 func hostList(s *session, _ []string) error {
-	hosts, err := s.client.Hosts(s.ctx())
+	hosts, err := sortedHosts(s)
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(hosts, func(a, b protocol.Host) int { return cmp.Compare(a.ID, b.ID) })
 	return list(s.out, hosts, []string{">hostid", "host", "status", "ip", ">port", ">getport", "altip", "altmask"}, func(h protocol.Host) []string {
 		getPort := ""
 		if h.GetPort != 0 {
@@ -96,26 +110,83 @@ func hostList(s *session, _ []string) error {
 	})
 }
 
-// hostArgs are the flags that were given.
-func hostArgs(s *session, host string) protocol.Args {
+func sortedHosts(s *session) ([]protocol.Host, error) {
+	hosts, err := s.client.Hosts(s.ctx())
+	slices.SortFunc(hosts, func(a, b protocol.Host) int { return cmp.Compare(a.ID, b.ID) })
+	return hosts, err
+}
+
+// hostArgs are the flags that were given, if they can be.
+func hostArgs(s *session, host string) (protocol.Args, error) {
 	args := protocol.Args{{Name: "host", Value: host}}
 	for _, name := range []string{"ip", "port", "getport", "altip", "altmask", "status"} {
-		if s.IsSet(name) {
-			args.Add(name, s.String(name))
+		if !s.IsSet(name) {
+			continue
+		}
+		value := strings.TrimSpace(s.String(name))
+		if err := checkHostArg(name, value); err != nil {
+			return nil, usageError(s.Context, "invalid --%s %q: %w", name, value, err)
+		}
+		args.Add(name, value)
+	}
+	return args, nil
+}
+
+// checkHostArg says what is wrong with a flag of "host add" or "host modify".
+// getport, altip and altmask may be empty, which takes them away.
+func checkHostArg(name, value string) error {
+	switch name {
+	case "ip", "altip":
+		if value == "" && name == "altip" {
+			return nil
+		}
+		a, err := netip.ParseAddr(value)
+		if err != nil || a.Zone() != "" {
+			return errors.New("it is no address such as 10.0.0.1; names are not looked up")
+		}
+		if a.IsUnspecified() || a.IsMulticast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+			return errors.New("nobody can be reached there; give the address that clients and trackers connect to")
+		}
+	case "port", "getport":
+		if value == "" && name == "getport" {
+			return nil
+		}
+		if n, err := strconv.ParseUint(value, 10, 16); err != nil || n == 0 {
+			return errors.New("a port is a number from 1 to 65535")
+		}
+	case "altmask":
+		if value == "" {
+			return nil
+		}
+		if _, err := netip.ParsePrefix(value); err != nil {
+			if a, err := netip.ParseAddr(value); err != nil || a.Zone() != "" {
+				return errors.New("it is no network such as 10.0.0.0/8, and no address")
+			}
+		}
+	case "status":
+		if !slices.Contains(hostStatuses, value) {
+			return errors.New("a host is " + orList(hostStatuses))
 		}
 	}
-	return args
+	return nil
 }
 
 func hostAdd(s *session, args []string) error {
 	if s.String("ip") == "" || s.String("port") == "" {
 		return usageError(s.Context, "host add: it needs --ip and --port")
 	}
-	return do(s, "create_host", hostArgs(s, args[0]), "add host %q", args[0])
+	q, err := hostArgs(s, args[0])
+	if err != nil {
+		return err
+	}
+	return do(s, "create_host", q, "add host %q", args[0])
 }
 
 func hostModify(s *session, args []string) error {
-	q := hostArgs(s, args[0])
+	q, err := hostArgs(s, args[0])
+	if err != nil {
+		return err
+	}
 	if len(q) == 1 {
 		return usageError(s.Context, "host modify: say what to change")
 	}
@@ -123,6 +194,9 @@ func hostModify(s *session, args []string) error {
 }
 
 func hostMark(s *session, args []string) error {
+	if !slices.Contains(hostStatuses, args[1]) {
+		return usageError(s.Context, "host mark: a host is never %q; it is %s", args[1], orList(hostStatuses))
+	}
 	return do(s, "update_host", protocol.Args{{Name: "host", Value: args[0]}, {Name: "status", Value: args[1]}}, "mark host %q %s", args[0], args[1])
 }
 
@@ -214,6 +288,9 @@ func deviceAdd(s *session, args []string) error {
 	if err != nil {
 		return err
 	}
+	if err := deviceStatus(s, s.String("status")); err != nil {
+		return err
+	}
 	return do(s, "create_device", protocol.Args{{Name: "hostname", Value: args[0]}, {Name: "devid", Value: id}, {Name: "state", Value: s.String("status")}},
 		"add dev%s of host %q", id, args[0])
 }
@@ -223,7 +300,17 @@ func deviceMark(s *session, args []string) error {
 	if err != nil {
 		return err
 	}
+	if err := deviceStatus(s, args[2]); err != nil {
+		return err
+	}
 	return mark(s, args[0], id, args[2])
+}
+
+func deviceStatus(s *session, status string) error {
+	if !slices.Contains(deviceStatuses, status) {
+		return usageError(s.Context, "a device is never %q; it is %s", status, orList(deviceStatuses))
+	}
+	return nil
 }
 
 func mark(s *session, host, id, status string) error {
@@ -239,7 +326,13 @@ func deviceModify(s *session, args []string) error {
 	if !s.IsSet("status") && !s.IsSet("weight") {
 		return usageError(s.Context, "device modify: say what to change")
 	}
+	if s.IsSet("weight") && s.Int("weight") < 0 {
+		return usageError(s.Context, "device modify: --weight is 0 or more")
+	}
 	if s.IsSet("status") {
+		if err := deviceStatus(s, s.String("status")); err != nil {
+			return err
+		}
 		if err := mark(s, args[0], id, s.String("status")); err != nil {
 			return err
 		}
@@ -289,9 +382,20 @@ type classRow struct {
 }
 
 func classList(s *session, args []string) error {
-	domains, err := s.client.Domains(s.ctx())
+	rows, err := classRows(s, args)
 	if err != nil {
 		return err
+	}
+	return list(s.out, rows, []string{"domain", "class", ">mindevcount", "replpolicy", "hashtype"}, func(c classRow) []string {
+		return []string{c.Domain, c.Name, strconv.Itoa(c.MinDevCount), c.ReplPolicy, c.HashType}
+	})
+}
+
+// classRows are the classes of the domains named, or of all, by name.
+func classRows(s *session, args []string) ([]classRow, error) {
+	domains, err := s.client.Domains(s.ctx())
+	if err != nil {
+		return nil, err
 	}
 	var rows []classRow
 	for _, d := range domains {
@@ -304,18 +408,26 @@ func classList(s *session, args []string) error {
 	}
 	for _, name := range args {
 		if !slices.ContainsFunc(domains, func(d protocol.Domain) bool { return d.Name == name }) {
-			return fmt.Errorf("list classes of domain %q: %w", name, protocol.ErrDomainNotFound)
+			return nil, fmt.Errorf("list classes of domain %q: %w", name, protocol.ErrDomainNotFound)
 		}
 	}
 	slices.SortFunc(rows, func(a, b classRow) int {
 		return cmp.Or(strings.Compare(a.Domain, b.Domain), strings.Compare(a.Name, b.Name))
 	})
-	return list(s.out, rows, []string{"domain", "class", ">mindevcount", "replpolicy", "hashtype"}, func(c classRow) []string {
-		return []string{c.Domain, c.Name, strconv.Itoa(c.MinDevCount), c.ReplPolicy, c.HashType}
-	})
+	return rows, nil
 }
 
-func classArgs(s *session, args []string) protocol.Args {
+// classArgs are the flags that were given, if they can be. Policies are the
+// tracker's to judge.
+func classArgs(s *session, args []string) (protocol.Args, error) {
+	if s.IsSet("mindevcount") && (s.Int("mindevcount") < 1 || s.Int("mindevcount") > maxMinDevCount) {
+		return nil, usageError(s.Context, "invalid --mindevcount %d: it is from 1 to %d", s.Int("mindevcount"), maxMinDevCount)
+	}
+	if h := s.String("hashtype"); s.IsSet("hashtype") && h != "NONE" {
+		if _, ok := protocol.ParseHashType(h); !ok {
+			return nil, usageError(s.Context, "invalid --hashtype %q: it is MD5, SHA-1 or NONE", h)
+		}
+	}
 	q := protocol.Args{{Name: "domain", Value: args[0]}, {Name: "class", Value: args[1]}}
 	if s.IsSet("mindevcount") {
 		q.AddInt("mindevcount", int64(s.Int("mindevcount")))
@@ -325,18 +437,28 @@ func classArgs(s *session, args []string) protocol.Args {
 			q.Add(name, s.String(name))
 		}
 	}
-	return q
+	return q, nil
 }
+
+// maxMinDevCount is what the column class.mindevcount holds.
+const maxMinDevCount = math.MaxInt16
 
 func classAdd(s *session, args []string) error {
 	if !s.IsSet("mindevcount") {
 		return usageError(s.Context, "class add: it needs --mindevcount")
 	}
-	return do(s, "create_class", classArgs(s, args), "add class %q to domain %q", args[1], args[0])
+	q, err := classArgs(s, args)
+	if err != nil {
+		return err
+	}
+	return do(s, "create_class", q, "add class %q to domain %q", args[1], args[0])
 }
 
 func classModify(s *session, args []string) error {
-	q := classArgs(s, args)
+	q, err := classArgs(s, args)
+	if err != nil {
+		return err
+	}
 	if len(q) == 2 {
 		return usageError(s.Context, "class modify: say what to change")
 	}
@@ -358,17 +480,4 @@ func classModify(s *session, args []string) error {
 
 func classDelete(s *session, args []string) error {
 	return do(s, "delete_class", protocol.Args{{Name: "domain", Value: args[0]}, {Name: "class", Value: args[1]}}, "delete class %q of domain %q", args[1], args[0])
-}
-
-func settingsList(s *session, _ []string) error {
-	settings, err := s.client.Settings(s.ctx())
-	if err != nil {
-		return err
-	}
-	slices.SortFunc(settings, func(a, b protocol.Setting) int { return strings.Compare(a.Key, b.Key) })
-	return list(s.out, settings, []string{"key", "value"}, func(x protocol.Setting) []string { return []string{x.Key, x.Value} })
-}
-
-func settingsSet(s *session, args []string) error {
-	return do(s, "set_server_setting", protocol.Args{{Name: "key", Value: args[0]}, {Name: "value", Value: args[1]}}, "set %s", args[0])
 }

@@ -402,19 +402,19 @@ type statsJSON struct {
 	Counters map[string]float64 `json:"counters"`
 }
 
-func stats(s *session, _ []string) error {
-	var names []string
-	var all []statsJSON
+// trackerStats asks every tracker; names are those of the counters, in the order
+// in which they came.
+func trackerStats(s *session) (all []statsJSON, names []string, err error) {
 	for _, addr := range s.client.Trackers() {
 		one := statsJSON{addr, make(map[string]float64)}
 		for line, err := range s.client.Console(s.ctx(), addr, "!stats") {
 			if err != nil {
-				return err
+				return nil, nil, err
 			}
 			name, value, _ := strings.Cut(line, " ")
 			n, err := strconv.ParseFloat(value, 64)
 			if err != nil {
-				return fmt.Errorf("tracker %s: !stats: line %q is not a name and a number", addr, line)
+				return nil, nil, fmt.Errorf("tracker %s: !stats: line %q is not a name and a number", addr, line)
 			}
 			if !slices.Contains(names, name) {
 				names = append(names, name)
@@ -422,6 +422,14 @@ func stats(s *session, _ []string) error {
 			one.Counters[name] = n
 		}
 		all = append(all, one)
+	}
+	return all, names, nil
+}
+
+func stats(s *session, _ []string) error {
+	all, names, err := trackerStats(s)
+	if err != nil {
+		return err
 	}
 	if s.out.json {
 		return list(s.out, all, nil, nil)

@@ -143,6 +143,12 @@ func (o *output) done(reply protocol.Args) error {
 	return o.args(reply)
 }
 
+// note tells people something beside the result, on standard error.
+func (o *output) note(format string, args ...any) error {
+	_, err := fmt.Fprintf(o.errw, "note: "+format+"\n", args...)
+	return err
+}
+
 // args writes fields: an object, or "name value" lines.
 func (o *output) args(fields protocol.Args) error {
 	if o.json {

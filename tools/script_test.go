@@ -3,6 +3,8 @@ package tools
 import (
 	"context"
 	"errors"
+	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -18,13 +20,16 @@ import (
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){
-		"mogtool": func() {
-			ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-			code := Run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr)
-			stop()
-			os.Exit(code)
-		},
+		"mogtool": func() { program(Run) },
+		"mogadm":  func() { program(RunAdm) },
 	})
+}
+
+func program(run func(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	code := run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
 }
 
 type clusterKey struct{}
@@ -41,9 +46,14 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			c := protocoltest.NewCluster(t, 2, 3)
 			env.Values[clusterKey{}] = c
+			env.Values[answersKey{}] = make(map[string]*protocoltest.Reply)
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // a second for every command otherwise
 			env.Setenv("MOGILE_TRACKERS", strings.Join(c.Addrs(), ","))
 			env.Setenv("TRACKER", c.Addrs()[0])
+			env.Setenv("TRACKER2", c.Addrs()[1])
+			for i, s := range c.Storage[1:] {
+				env.Setenv("PORT"+strconv.Itoa(i+2), strconv.Itoa(s.Port()))
+			}
 			env.Setenv("MOGILE_DOMAIN", "test")
 			env.Setenv("PORT", strconv.Itoa(c.Storage[0].Port()))
 			return nil
@@ -63,6 +73,25 @@ func TestScripts(t *testing.T) {
 					ts.Fatalf("%v, want exit code %d", err, exitUsage)
 				}
 			},
+			// answer COMMAND FIELDS has trackers answer a command with fields as
+			// they are on the wire, and refuse with an argument "ERR code".
+			"answer": func(ts *testscript.TestScript, _ bool, args []string) {
+				answers := ts.Value(answersKey{}).(map[string]*protocoltest.Reply)
+				answers[args[0]] = reply(ts, args[1])
+				all := maps.Clone(answers)
+				cluster(ts).Before(func(r protocol.Request) *protocoltest.Reply { return all[r.Command] })
+			},
+			// asked COMMAND ARGS: a tracker got such a request
+			"asked": func(ts *testscript.TestScript, _ bool, args []string) {
+				for _, tr := range cluster(ts).Trackers {
+					for _, r := range tr.Requests() {
+						if r.Command == args[0] && r.Args.String() == args[1] {
+							return
+						}
+					}
+				}
+				ts.Fatalf("no tracker was asked %s %s", args[0], args[1])
+			},
 			// observed DEVID STATE
 			"observed": func(ts *testscript.TestScript, _ bool, args []string) {
 				cluster(ts).SetObserved(protocol.DevID(number(ts, args[0])), args[1])
@@ -78,6 +107,16 @@ func TestScripts(t *testing.T) {
 			},
 		},
 	})
+}
+
+type answersKey struct{}
+
+func reply(ts *testscript.TestScript, text string) *protocoltest.Reply {
+	if code, ok := strings.CutPrefix(text, "ERR "); ok {
+		return &protocoltest.Reply{Err: protocol.Err(code)}
+	}
+	fields := protocol.ParseArgs(text)
+	return &protocoltest.Reply{Fields: fields}
 }
 
 func number(ts *testscript.TestScript, s string) int {

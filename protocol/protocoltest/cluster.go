@@ -423,7 +423,11 @@ func (c *Cluster) administer(command string, a protocol.Args, out *protocol.Args
 			out.Add(p+"_hostname", h.Name)
 			out.Add(p+"_hostip", h.IP)
 			out.AddInt(p+"_http_port", int64(h.Port))
-			out.Add(p+"_http_get_port", "")
+			getPort := ""
+			if h.GetPort != 0 {
+				getPort = strconv.Itoa(h.GetPort)
+			}
+			out.Add(p+"_http_get_port", getPort)
 			out.Add(p+"_altip", h.AltIP)
 			out.Add(p+"_altmask", h.AltMask)
 		}
@@ -494,7 +498,15 @@ func (c *Cluster) administer(command string, a protocol.Args, out *protocol.Args
 		if a.Get("key") == "frob" {
 			return protocol.Err("not_writable")
 		}
-		c.settings[a.Get("key")] = a.Get("value")
+		value, given := a.Lookup("value")
+		if !given || value == "" && strings.HasPrefix(a.Get("key"), "slave_") {
+			delete(c.settings, a.Get("key"))
+			break
+		}
+		c.settings[a.Get("key")] = value
+	case "server_setting":
+		out.Add("key", a.Get("key"))
+		out.Add("value", c.settings[a.Get("key")])
 	default:
 		return protocol.ErrUnknownCommand
 	}
@@ -554,6 +566,8 @@ func (c *Cluster) setHost(update bool, a protocol.Args, out *protocol.Args) *pro
 			h.IP = f.Value
 		case "port":
 			h.Port = int(protocol.Number(f.Value))
+		case "getport":
+			h.GetPort = int(protocol.Number(f.Value))
 		case "altip":
 			h.AltIP = f.Value
 		case "altmask":
