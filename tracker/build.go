@@ -2,6 +2,9 @@ package tracker
 
 import (
 	"context"
+	"time"
+
+	"github.com/rs/zerolog"
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/tracker/cluster"
@@ -20,12 +23,14 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		PoolSize: o.ConnPoolSize, NodeTimeout: o.NodeTimeout, ConnTimeout: o.ConnTimeout,
 		MgmtPort: o.StorageMgmtPort, SkipMkcol: t.skipMkcol, Now: t.now, Log: t.log,
 	})
+	watched := monitorLog{t: t}
 	t.monitor = monitor.New(monitor.Options{
 		Cluster: t.cluster, Store: t.store, Storage: t.storage, Name: o.Name,
 		PoolSize: o.ConnPoolSize, ConnTimeout: o.ConnTimeout,
 		RefreshInterval: o.RefreshInterval, RoundInterval: o.MonitorInterval, TestWriteInterval: o.TestWriteInterval,
-		Now: t.now, Registerer: t.metrics.Registry(), Log: t.log,
+		Now: t.now, Registerer: t.metrics.Registry(), Log: t.log.Hook(watched), Notify: watched.tell,
 	})
+	t.queries.tell = t.watchers.tell
 	fids := work.NewFIDLocks(t.store)
 	outage := work.NewOutage(t.log)
 	t.replicate = replicate.New(replicate.Options{
@@ -38,20 +43,44 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		Jobs: o.DeleteJobs, TempfileAge: o.TempfileAge,
 		Outage: outage, Numbers: numbers, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
 	})
-	replicates, deletes := newGated(t.replicate.Pool()), newGated(t.deleter.Pool())
-	pool := func(name string, run func(context.Context, int) error) *work.Pool {
-		p := work.NewPool(name, 1, run, t.log)
+	pool := func(name string, desired int, run func(context.Context, int) error) *work.Pool {
+		p := work.NewPool(name, desired, run, t.log)
 		p.Numbers, p.Notify = numbers, t.watchers.tell
 		return p
 	}
-	master := pool(jobMaster, master(replicates, deletes))
-	t.watching = pool(jobMonitor, func(ctx context.Context, _ int) error { return t.monitor.Run(ctx) })
-	t.workers = []func(context.Context) error{t.replicate.Run, t.deleter.Run, master.Run}
-	t.jobs = map[string]job{
-		jobQuery: t.queries, jobReplicate: replicates, jobDelete: deletes,
-		jobMonitor: single{t.watching}, jobMaster: single{master},
-		jobFsck: new(absent), jobReaper: new(absent),
+	fsck, reaper := pool(jobFsck, o.FsckJobs, idle), pool(jobReaper, o.ReaperJobs, idle)
+	gates := []*gated{newGated(t.replicate.Pool()), newGated(t.deleter.Pool()), newGated(fsck)}
+	masters := 1
+	if o.NoJobMaster {
+		masters = 0
 	}
+	master := pool(jobMaster, masters, master(gates...))
+	t.watching = pool(jobMonitor, 1, func(ctx context.Context, id int) error {
+		t.watcher.Store(int64(id))
+		return t.monitor.Run(ctx)
+	})
+	t.watching.Watchdog = monitorWatchdog + o.MonitorInterval
+	t.workers = []func(context.Context) error{t.replicate.Run, t.deleter.Run, fsck.Run, reaper.Run, master.Run}
+	t.jobs = map[string]job{
+		jobQuery: t.queries, jobReplicate: gates[0], jobDelete: gates[1], jobFsck: gates[2],
+		jobMonitor: single{t.watching}, jobMaster: single{master}, jobReaper: reaper,
+	}
+}
+
+// monitorWatchdog is how long the monitor may give no sign of life (MogileFS
+// 2.73), beside the time between its rounds.
+const monitorWatchdog = 30 * time.Second
+
+// monitorLog makes the monitor speak as the worker that it is.
+type monitorLog struct{ t *Tracker }
+
+// Run implements [zerolog.Hook].
+func (m monitorLog) Run(e *zerolog.Event, _ zerolog.Level, _ string) {
+	e.Str(work.JobField, jobMonitor).Int64(work.WorkerField, m.t.watcher.Load())
+}
+
+func (m monitorLog) tell(text string) {
+	m.t.watchers.worker(jobMonitor, int(m.t.watcher.Load()), text)
 }
 
 // skipMkcol reports whether storage daemons are known to make directories by

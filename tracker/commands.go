@@ -10,6 +10,7 @@ import (
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/tracker/cluster"
 	"github.com/mogile/mogile/tracker/status"
+	"github.com/mogile/mogile/tracker/work"
 )
 
 // query is a request that is being answered. It belongs to its connection and
@@ -19,6 +20,7 @@ type query struct {
 	reply         protocol.Args  // the fields of a success; in what order, clients do not care
 	viewer        cluster.Viewer // decides which of a host's addresses the client is given
 	dog           *watchdog
+	worker        int               // its query worker's number; 0: it needs none
 	at            *cluster.Snapshot // the cluster as of the request's beginning
 	rng           *rand.Rand        // nil until it is needed
 }
@@ -128,28 +130,36 @@ func (t *Tracker) answerLine(ctx context.Context, c *conn, line []byte, out []by
 	started := t.now()
 	q := &c.query
 	*q = query{
-		Args: req.Args, reply: q.reply[:0], dog: &c.dog, rng: q.rng, at: t.cluster.Snapshot(),
+		Args: req.Args, reply: q.reply[:0], dog: &c.dog, worker: worker, rng: q.rng, at: t.cluster.Snapshot(),
 		viewer: cluster.Viewer{Addr: c.from, Alt: req.Args.Get("zone") == "alt"},
 	}
 	work, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	c.dog.grace = t.opts.QueryTimeout / 6
-	c.dog.start(t.opts.QueryTimeout, cancel, func() {
+	c.dog.start(t.opts.QueryTimeout, func(cause error) {
+		if worker != 0 {
+			t.queries.kill(worker)
+		}
+		cancel(cause)
+	}, func() {
 		t.metrics.Dropped(status.DropGivenUp)
 		t.log.Error().Str("command", req.Command).Stringer("client", c.from).Msg("query hangs, its connection is closed")
 		if worker != 0 {
-			t.queries.replace(worker)
+			t.queries.abandon(worker)
 		}
 		c.close()
 	})
 	err = protect(work, cmd, q)
 	if !c.dog.stop() {
+		if worker != 0 {
+			t.queries.returned(worker)
+		}
 		return nil, errGivenUp
 	}
 	if worker != 0 {
 		t.queries.release(worker)
 	}
-	out, code := t.appendReply(work, out, req, q.reply, err)
+	out, code := t.appendReply(work, out, req, q, err)
 	done := t.now()
 	cmd.metrics.Answered(code, done.Sub(began))
 	t.recent.add(recentQuery{from: c.from, line: text, elapsed: done.Sub(began), worked: done.Sub(started)})
@@ -183,17 +193,17 @@ func protect(ctx context.Context, cmd *command, q *query) (err error) {
 
 // appendReply appends the reply line and returns the error code, empty for
 // success.
-func (t *Tracker) appendReply(ctx context.Context, out []byte, req protocol.Request, reply protocol.Args, err error) ([]byte, string) {
+func (t *Tracker) appendReply(ctx context.Context, out []byte, req protocol.Request, q *query, err error) ([]byte, string) {
 	callid, hasCallID := req.CallID()
 	if err == nil {
 		if hasCallID {
-			reply.Set("callid", callid)
+			q.reply.Set("callid", callid)
 		}
-		return protocol.AppendOK(out, reply), ""
+		return protocol.AppendOK(out, q.reply), ""
 	}
 	refusal, ok := errors.AsType[*protocol.Error](err)
 	if !ok {
-		t.failed(ctx, req.Command, err)
+		t.failed(ctx, q.worker, req.Command, err)
 		refusal = protocol.ErrFailure
 	}
 	if !hasCallID {
@@ -202,14 +212,18 @@ func (t *Tracker) appendReply(ctx context.Context, out []byte, req protocol.Requ
 	return protocol.AppendErr(out, refusal, &callid), refusal.Code
 }
 
-// failed logs why a command failed. While the database is away the log says so
-// once in a while, not for every request.
-func (t *Tracker) failed(ctx context.Context, name string, err error) {
+// failed logs why a command failed, and tells watchers in MogileFS's words. While
+// the database is away that is said once in a while, not for every request.
+func (t *Tracker) failed(ctx context.Context, worker int, name string, err error) {
 	event := t.failures.Error().Err(err)
+	if !event.Enabled() {
+		return
+	}
+	t.watchers.worker(jobQuery, worker, fmt.Sprintf("Error running command '%s': %v", name, err))
 	if cause := context.Cause(ctx); cause != nil {
 		event = event.AnErr("cause", cause)
 	}
-	event.Str("command", name).Msg("query failed")
+	event.Int(work.WorkerField, worker).Str("command", name).Msg("query failed")
 }
 
 // domain is the domain that q names, or no_domain or unreg_domain.
@@ -231,6 +245,22 @@ func (q *query) key() (string, error) {
 		return key, nil
 	}
 	return "", protocol.Err("no_key")
+}
+
+// ifFID is the fid that a key must name for a change to be made ("if_fid"), nil
+// where q does not ask for one. As it is ours, and guards against mistakes, what
+// is no number at all is refused.
+func (q *query) ifFID() (*protocol.FID, error) {
+	text, given := q.Lookup("if_fid")
+	if !given {
+		return nil, nil
+	}
+	n := digits(text)
+	if n < 0 {
+		return nil, &protocol.Error{Code: "bad_params", Text: "if_fid must be a fid, or 0"}
+	}
+	fid := protocol.FID(n)
+	return &fid, nil
 }
 
 // domainAndKey is what most commands on files begin with.

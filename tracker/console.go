@@ -50,7 +50,7 @@ func (t *Tracker) console(ctx context.Context, c *conn, line string, out []byte)
 		out = t.consoleTo(out, args)
 	case begins("queue"), begins("pend"):
 		for _, q := range t.queries.queued() {
-			out = fmt.Appendf(out, "%s %s\r\n", q.from, printable(q.line))
+			out = fmt.Appendf(out, "%s %s\r\n", q.from, printable(shortened(q.line)))
 		}
 	case begins("watch"):
 		out = append(out, t.toggleWatch(c)...)
@@ -122,10 +122,10 @@ func (t *Tracker) counters(ctx context.Context, l load) map[string]uint64 {
 func (t *Tracker) consoleJobs(out []byte) []byte {
 	for _, name := range t.jobNames() {
 		j := t.jobs[name]
-		ids := j.IDs()
-		if len(ids) == 0 && !t.isReady() {
-			continue // only the monitor works before its first round is over
+		if !j.Had() {
+			continue
 		}
+		ids := j.IDs()
 		pids := make([]string, len(ids))
 		for i, id := range ids {
 			pids[i] = strconv.Itoa(id)
@@ -138,10 +138,9 @@ func (t *Tracker) consoleJobs(out []byte) []byte {
 }
 
 func (t *Tracker) consoleWant(out []byte, args string) []byte {
-	count, name, ok := strings.Cut(args, " ")
-	name = strings.Trim(name, consoleBlanks)
-	n := digits(count)
-	if !ok || n < 0 || name == "" || strings.ContainsAny(name, consoleBlanks) {
+	count, name := cutBlanks(args)
+	n := wanted(count)
+	if n < 0 || name == "" || strings.ContainsAny(name, consoleBlanks) {
 		return append(out, "ERROR: usage: !want <count> <jobclass>\r\n"...)
 	}
 	if !t.isReady() {
@@ -151,21 +150,42 @@ func (t *Tracker) consoleWant(out []byte, args string) []byte {
 	if j == nil {
 		return fmt.Appendf(out, "ERROR: Invalid class '%s'.  Valid classes: %s\r\n", printable(name), strings.Join(t.jobNames(), ", "))
 	}
-	n = min(n, maxWorkers)
-	t.log.Info().Str("job", name).Int64("wants", n).Msg("told how many workers to have")
-	j.Want(int(n))
+	t.log.Info().Str("job", name).Int("wants", n).Msg("told how many workers to have")
+	j.Want(n)
 	return fmt.Appendf(out, "Now desiring %d children doing '%s'.\r\n", n, name)
 }
 
+// cutBlanks is what comes before and after the first blanks of s.
+func cutBlanks(s string) (before, after string) {
+	i := strings.IndexAny(s, consoleBlanks)
+	if i < 0 {
+		return s, ""
+	}
+	return s[:i], strings.TrimLeft(s[i:], consoleBlanks)
+}
+
+// wanted is how many workers digits ask for, at most maxWorkers; -1 where s is
+// not digits alone.
+func wanted(s string) int {
+	if s == "" || strings.Trim(s, "0123456789") != "" {
+		return -1
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil { // more than fits
+		return maxWorkers
+	}
+	return min(n, maxWorkers)
+}
+
 func (t *Tracker) consoleTo(out []byte, args string) []byte {
-	name, message, _ := strings.Cut(args, " ")
-	message = strings.Trim(message, consoleBlanks)
+	name, message := cutBlanks(args)
 	if name == "" || message == "" {
 		return append(out, "ERROR: usage: !to <jobclass> <message>\r\n"...)
 	}
 	n := 0
 	if j := t.jobs[name]; j != nil {
-		n = len(j.IDs())
+		ids := j.IDs()
+		n = len(ids)
 		switch message {
 		case ":shutdown":
 			n = j.Restart()
@@ -177,8 +197,11 @@ func (t *Tracker) consoleTo(out []byte, args string) []byte {
 				t.refreshSoon()
 			}
 		default:
+			for _, id := range ids {
+				t.watchers.worker(name, id, "Unrecognized command from parent: "+message)
+			}
 			if n > 0 {
-				t.log.Warn().Str("job", name).Str("message", message).Msg("Unrecognized command from parent")
+				t.log.Warn().Str("job", name).Str("text", message).Msg("worker was sent an unknown message")
 			}
 		}
 	}

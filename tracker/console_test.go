@@ -20,41 +20,60 @@ func TestConsole(t *testing.T) {
 	e := start(t, func(o *tracker.Options) { o.QueryJobs = 3; o.ReplicateJobs = 2; o.DeleteJobs = 1 })
 	c := e.dial()
 	version := []string{"2.73\r\n"}
-	for line, want := range map[string][]string{
-		"!version":                      version,
-		"!version x":                    version,
-		"!want":                         {"ERROR: usage: !want <count> <jobclass>\r\n"},
-		"!want fsck 5":                  {"ERROR: usage: !want <count> <jobclass>\r\n"},
-		"!want -1 fsck":                 {"ERROR: usage: !want <count> <jobclass>\r\n"},
-		"!want 5":                       {"ERROR: usage: !want <count> <jobclass>\r\n"},
-		"!want 5 nix":                   {"ERROR: Invalid class 'nix'.  Valid classes: delete, fsck, job_master, monitor, queryworker, reaper, replicate\r\n"},
-		"!want 5 fsck":                  {"Now desiring 5 children doing 'fsck'.\r\n"},
-		"!want 0 fsck":                  {"Now desiring 0 children doing 'fsck'.\r\n"},
-		"!want 9000 reaper":             {"Now desiring 500 children doing 'reaper'.\r\n"},
-		"!want 7 monitor":               {"Now desiring 7 children doing 'monitor'.\r\n"},
-		"!to":                           {"ERROR: usage: !to <jobclass> <message>\r\n"},
-		"!to fsck":                      {"ERROR: usage: !to <jobclass> <message>\r\n"},
-		"!to fsck :shutdown":            {"Message sent to 0 children.\r\n"},
-		"!to nix :shutdown":             {"Message sent to 0 children.\r\n"},
-		"!total monitor :wake_up":       {"Message sent to 1 children.\r\n"},
-		"!to monitor :refresh_monitor":  {"Message sent to 1 children.\r\n"},
-		"!to queryworker :wake_up":      {"Message sent to 3 children.\r\n"},
-		"!to queryworker :stay_alive":   {"Message sent to 3 children.\r\n"},
-		"!to queryworker what is this?": {"Message sent to 3 children.\r\n"},
-		"!queue":                        nil,
-		"!pending":                      nil,
+	usageWant := []string{"ERROR: usage: !want <count> <jobclass>\r\n"}
+	usageTo := []string{"ERROR: usage: !to <jobclass> <message>\r\n"}
+	for _, ask := range []struct {
+		line string
+		want []string
+	}{
+		{"!version", version},
+		{"!version x", version},
+		{"!versions", version},
+		{"!want", usageWant},
+		{"!want fsck 5", usageWant},
+		{"!want -1 fsck", usageWant},
+		{"!want +1 fsck", usageWant},
+		{"!want 5", usageWant},
+		{"!want 5x fsck", usageWant},
+		{"!want 5 fsck more", usageWant},
+		{"!want 5 nix", []string{"ERROR: Invalid class 'nix'.  Valid classes: delete, fsck, job_master, monitor, queryworker, reaper, replicate\r\n"}},
+		{"!want 5 Fsck", []string{"ERROR: Invalid class 'Fsck'.  Valid classes: delete, fsck, job_master, monitor, queryworker, reaper, replicate\r\n"}},
+		{"!want 5 fsck", []string{"Now desiring 5 children doing 'fsck'.\r\n"}},
+		{"!wanted \t 005 \t fsck ", []string{"Now desiring 5 children doing 'fsck'.\r\n"}},
+		{"!want 501 reaper", []string{"Now desiring 500 children doing 'reaper'.\r\n"}},
+		{"!want 99999999999999999999999 reaper", []string{"Now desiring 500 children doing 'reaper'.\r\n"}},
+		{"!want 7 monitor", []string{"Now desiring 7 children doing 'monitor'.\r\n"}},
+		{"!want 7 job_master", []string{"Now desiring 7 children doing 'job_master'.\r\n"}},
+		{"!to", usageTo},
+		{"!to fsck", usageTo},
+		{"!to fsck  ", usageTo},
+		{"!to nix :shutdown", []string{"Message sent to 0 children.\r\n"}},
+		{"!total monitor :wake_up", []string{"Message sent to 1 children.\r\n"}},
+		{"!to monitor :refresh_monitor", []string{"Message sent to 1 children.\r\n"}},
+		{"!to\tmonitor\t:stay_alive", []string{"Message sent to 1 children.\r\n"}},
+		{"!to queryworker :wake_up", []string{"Message sent to 3 children.\r\n"}},
+		{"!to queryworker :stay_alive", []string{"Message sent to 3 children.\r\n"}},
+		{"!to queryworker what is this?", []string{"Message sent to 3 children.\r\n"}},
+		{"!queue", nil},
+		{"!queuefoo", nil},
+		{"!pend", nil},
+		{"!pending", nil},
 	} {
-		if diff := cmp.Diff(want, c.console(line)); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", line, diff)
+		if diff := cmp.Diff(ask.want, c.console(ask.line)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", ask.line, diff)
 		}
 	}
-	for _, line := range []string{"!help", "!Stats", "!statistics", "!\x00"} {
+	jobs := c.jobs()
+	if jobs["monitor desired"] != "1" || jobs["job_master desired"] != "1" || jobs["reaper desired"] != "500" || jobs["fsck desired"] != "5" {
+		t.Errorf("afterwards jobs are %v", jobs)
+	}
+	c.console("!want 0 reaper")
+	for _, line := range []string{"!help", "!Stats", "!statistics", "!sta", "!SHUTDOWN", "!\x00", "!!"} {
 		got := strings.Join(c.console(line), "")
 		if !strings.HasPrefix(got, "Mogilefsd admin commands:\n\n\t!version") || !strings.HasSuffix(got, "\n\n") || strings.Contains(got, "\r") {
 			t.Errorf("%q answers %q", line, got)
 		}
 	}
-	c.console("!want 0 reaper")
 }
 
 // jobs are the lines of !jobs, as scripts read them.
@@ -88,7 +107,7 @@ func TestJobsAreCountedResizedAndReplaced(t *testing.T) {
 		}
 	}
 	e.eventually("all workers are there", counts(map[string]string{
-		"queryworker": "3", "replicate": "2", "delete": "1", "monitor": "1", "job_master": "1", "fsck": "0", "reaper": "0",
+		"queryworker": "3", "replicate": "2", "delete": "1", "monitor": "1", "job_master": "1", "fsck": "1", "reaper": "1",
 	}))
 	var names []string
 	for _, l := range c.console("!jobs") {
@@ -218,6 +237,102 @@ func TestStatsAndRecent(t *testing.T) {
 	if !found {
 		t.Error("queries are not counted in the metrics")
 	}
+}
+
+// follow has c follow the log, and returns a function that waits for a line.
+func (c *client) follow() (sees func(pattern string)) {
+	c.t.Helper()
+	if got := c.console("!watch"); len(got) != 1 || got[0] != "Added you to watcher list.\r\n" {
+		c.t.Fatalf("!watch answers %q", got)
+	}
+	return func(pattern string) {
+		c.t.Helper()
+		want := regexp.MustCompile("^:: " + pattern + "$")
+		if err := c.conn.SetDeadline(time.Now().Add(patience)); err != nil {
+			c.t.Fatal(err)
+		}
+		var seen []string
+		for {
+			line, err := c.r.ReadString('\n')
+			if err != nil {
+				c.t.Fatalf("no line %q: %v; there were %q", pattern, err, seen)
+			}
+			line, whole := strings.CutSuffix(line, "\r\n")
+			if !whole {
+				c.t.Fatalf("%q does not end with CRLF", line)
+			}
+			if want.MatchString(line) {
+				return
+			}
+			seen = append(seen, line)
+		}
+	}
+}
+
+// TestWatchersSeeWorkersComeAndGo waits for the messages that scripts wait for.
+func TestWatchersSeeWorkersComeAndGo(t *testing.T) {
+	t.Parallel()
+	e := start(t, func(o *tracker.Options) { o.QueryJobs = 3; o.ReplicateJobs = 2 })
+	c := e.dial()
+	e.eventually("the workers are there", func() bool {
+		jobs := c.jobs()
+		return jobs["fsck count"] == "1" && jobs["replicate count"] == "2"
+	})
+	pids := func(job string) []string { return strings.Fields(c.jobs()[job+" pids"]) }
+	fsck, replicate, query := pids("fsck"), pids("replicate"), pids("queryworker")
+	w := e.dial()
+	sees := w.follow()
+
+	c.console("!want 3 fsck")
+	sees(`Job fsck has only 1, wants 3, making 2\.`)
+	c.console("!want 1 fsck")
+	sees(`Reducing fsck headcount by 1\.`)
+	sees(`Child \d+ \(fsck\) died: 0 \(expected\)`)
+	c.console("!want 2 queryworker")
+	sees(`Reducing queryworker headcount by 1\.`)
+	sees(`Child (` + strings.Join(query, "|") + `) \(queryworker\) died: 0 \(expected\)`)
+	c.console("!want 4 queryworker")
+	sees(`Job queryworker has only 2, wants 4, making 2\.`)
+	c.console("!to queryworker :shutdown")
+	sees(`Job queryworker has only 0, wants 4, making 4\.`)
+	c.console("!to fsck :shutdown")
+	sees(`Child ` + fsck[0] + ` \(fsck\) died: 0 \(expected\)`)
+	sees(`Job fsck has only 0, wants 1, making 1\.`)
+	c.console("!to replicate  hurry up")
+	for _, pid := range replicate {
+		sees(`\[replicate\(` + pid + `\)\] Unrecognized command from parent: hurry up`)
+	}
+	c.console("!want 0 job_master")
+	sees(`Child ` + replicate[1] + ` \(replicate\) died: 0 \(expected\)`)
+	c.console("!want 1 job_master")
+	sees(`Job job_master has only 0, wants 1, making 1\.`)
+	sees(`Job replicate has only 0, wants 2, making 2\.`)
+	if strings.Contains(e.log.String(), "has only") {
+		t.Errorf("the log has sentences where it should have fields:\n%s", e.log)
+	}
+}
+
+func TestWatchersSeeTrouble(t *testing.T) {
+	t.Parallel()
+	e, s := startShaky(t, func(o *tracker.Options) { o.RefreshInterval = 50 * time.Millisecond; o.QueryJobs = 1 })
+	c := e.dial()
+	e.eventually("the worker is there", func() bool { return c.jobs()["queryworker count"] == "1" })
+	jobs := c.jobs()
+	w := e.dial()
+	sees := w.follow()
+	s.away.Store(true)
+	sees(`\[monitor\(` + jobs["monitor pids"] + `\)\] Cannot connect to master database!`)
+	c.refused("get_paths domain=toast&key=k", "failure")
+	sees(`\[queryworker\(` + jobs["queryworker pids"] + `\)\] Error running command 'get_paths': .+`)
+	s.away.Store(false)
+	sees(`\[monitor\(\d+\)\] database answers again`)
+	h := e.farm.hosts[1]
+	h.mu.Lock()
+	delete(h.devs, "dev3")
+	h.mu.Unlock()
+	c.ok("clear_cache")
+	url := "http://" + h.ip + ":" + strconv.Itoa(h.port()) + "/dev3/usage"
+	sees(`\[monitor\(` + jobs["monitor pids"] + `\)\] Port ` + strconv.Itoa(h.port()) + ` not listening on 127\.0\.0\.2 \(` + regexp.QuoteMeta(url) + `\)\?  Error was: .*404.*`)
 }
 
 func TestWatch(t *testing.T) {

@@ -150,8 +150,10 @@ func TestDatabaseThatGoesAwayAndReturns(t *testing.T) {
 func TestQueryThatTakesTooLong(t *testing.T) {
 	t.Parallel()
 	e, s := startShaky(t, func(o *tracker.Options) { o.QueryTimeout = 600 * time.Millisecond; o.QueryJobs = 1 })
-	c := e.dial()
+	c, w := e.dial(), e.dial()
 	c.store("k", "x", "")
+	before := c.jobs()["queryworker pids"]
+	sees := w.follow()
 	s.hangs.Store(true)
 	c.send("get_paths domain=toast&key=k&callid=1\r\nnoop callid=2\r\n")
 	if got := c.line(); got != "ERR failure Operation+failed 1" {
@@ -163,6 +165,12 @@ func TestQueryThatTakesTooLong(t *testing.T) {
 	s.hangs.Store(false)
 	if got := c.ok("get_paths domain=toast&key=k").Number("paths"); got != 1 {
 		t.Errorf("when the database is back there are %d paths", got)
+	}
+	sees(`Watchdog killing worker ` + before + ` \(queryworker\)`)
+	sees(`Child ` + before + ` \(queryworker\) died: 9 \(UNEXPECTED\)`)
+	sees(`Job queryworker has only 0, wants 1, making 1\.`)
+	if now := c.jobs()["queryworker pids"]; now == before {
+		t.Errorf("query workers are %s, as before", now)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/mogile/mogile/schema"
@@ -30,6 +29,8 @@ type job interface {
 	Want(n int)
 	Restart() int // replaces the workers; returns how many there are
 	Wake()
+	Abandoned() int // workers given up that have not returned
+	Had() bool      // it has, or had, a worker
 }
 
 var (
@@ -37,7 +38,6 @@ var (
 	_ job = (*queryWorkers)(nil)
 	_ job = single{}
 	_ job = (*gated)(nil)
-	_ job = (*absent)(nil)
 )
 
 // single is a job of at most one worker: to want more changes nothing.
@@ -49,14 +49,11 @@ func (s single) Want(n int) {
 	}
 }
 
-// absent is a job that scripts know and that this version has no workers for.
-type absent struct{ desired atomic.Int64 }
-
-func (a *absent) IDs() []int   { return nil }
-func (a *absent) Desired() int { return int(a.desired.Load()) }
-func (a *absent) Want(n int)   { a.desired.Store(int64(n)) }
-func (a *absent) Restart() int { return 0 }
-func (a *absent) Wake()        {}
+// idle is the body of a worker that has nothing to do yet.
+func idle(ctx context.Context, _ int) error {
+	<-ctx.Done()
+	return nil
+}
 
 // gated is a job whose workers there are only while there is a job master.
 type gated struct {

@@ -2,8 +2,10 @@ package tracker
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -17,19 +19,31 @@ const maxWorkers = 500
 //
 // Until open is called, no worker exists and every request waits.
 type queryWorkers struct {
-	number func() int // gives the next worker its number
+	number func() int       // gives the next worker its number
+	tell   func(msg string) // gets MogileFS's messages about workers; must not block
 
-	mu      sync.Mutex // guards all below
-	opened  bool
-	stopped bool
-	desired int
-	idle    []int        // numbers, most recently used last: it is taken first
-	busy    map[int]bool // numbers at work; true: is replaced when its request is done
-	waiting []*ticket    // longest first
+	mu        sync.Mutex // guards all below
+	opened    bool
+	stopped   bool
+	desired   int
+	idle      []int        // numbers, most recently used last: it is taken first
+	busy      map[int]fate // numbers at work
+	waiting   []*ticket    // longest first
+	had       bool         // there has been a worker
+	abandoned int          // workers given up whose requests have not returned
 
 	queries uint64 // requests so far
 	waited  uint64 // of these, how many found no worker idle
 }
+
+// fate is what becomes of a worker when its request is done.
+type fate int
+
+const (
+	stays    fate = iota
+	replaced      // because of "!to queryworker :shutdown"
+	killed        // replaced because the request took too long
+)
 
 // ticket is one request's place in the queue.
 type ticket struct {
@@ -39,7 +53,7 @@ type ticket struct {
 }
 
 func newQueryWorkers(desired int, number func() int) *queryWorkers {
-	return &queryWorkers{number: number, desired: desired, busy: make(map[int]bool)}
+	return &queryWorkers{number: number, tell: func(string) {}, desired: desired, busy: make(map[int]fate)}
 }
 
 // open makes the workers.
@@ -52,7 +66,11 @@ func (q *queryWorkers) open() {
 
 // fill makes the workers that are missing.
 func (q *queryWorkers) fill() {
+	if has := len(q.idle) + len(q.busy); q.opened && has < q.desired {
+		q.tell(fmt.Sprintf("Job %s has only %d, wants %d, making %d.", jobQuery, has, q.desired, q.desired-has))
+	}
 	for q.opened && len(q.idle)+len(q.busy) < q.desired {
+		q.had = true
 		q.offer(q.number())
 	}
 }
@@ -66,7 +84,7 @@ func (q *queryWorkers) offer(id int) {
 	next := q.waiting[0]
 	q.waiting[0] = nil
 	q.waiting = q.waiting[1:]
-	q.busy[id] = false
+	q.busy[id] = stays
 	next.granted <- id
 }
 
@@ -85,7 +103,7 @@ func (q *queryWorkers) acquire(t *ticket) (int, error) {
 	if n := len(q.idle); n > 0 {
 		id := q.idle[n-1]
 		q.idle = q.idle[:n-1]
-		q.busy[id] = false
+		q.busy[id] = stays
 		q.mu.Unlock()
 		return id, nil
 	}
@@ -126,23 +144,85 @@ func (q *queryWorkers) stop() {
 func (q *queryWorkers) release(id int) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	replace := q.busy[id]
+	was := q.busy[id]
 	delete(q.busy, id)
 	switch {
+	case was == killed:
+		q.died(id, was)
 	case len(q.idle)+len(q.busy) >= q.desired:
-	case replace:
-		q.offer(q.number())
+		q.reduced(id)
+	case was == replaced:
+		q.died(id, was)
 	default:
 		q.offer(id)
+		return
+	}
+	q.fill()
+}
+
+// died tells the end of a worker.
+func (q *queryWorkers) died(id int, f fate) {
+	if f == killed {
+		q.tell(fmt.Sprintf("Child %d (%s) died: 9 (UNEXPECTED)", id, jobQuery))
+		return
+	}
+	q.tell(fmt.Sprintf("Child %d (%s) died: 0 (expected)", id, jobQuery))
+}
+
+// reduced tells the end of a worker that is not wanted any more.
+func (q *queryWorkers) reduced(id int) {
+	q.tell(fmt.Sprintf("Reducing %s headcount by 1.", jobQuery))
+	q.died(id, stays)
+}
+
+// kill marks worker id, whose request took too long and is cancelled, to be
+// replaced when that returns.
+func (q *queryWorkers) kill(id int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.busy[id] = killed
+	q.tell(fmt.Sprintf("Watchdog killing worker %d (%s)", id, jobQuery))
+}
+
+// abandon gives up worker id, whose request does not return, and puts a new one
+// in its place unless too many have been given up.
+func (q *queryWorkers) abandon(id int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.abandoned++
+	if q.abandoned > maxWorkers {
+		return // it goes on counting as busy
+	}
+	delete(q.busy, id)
+	q.died(id, killed)
+	q.fill()
+}
+
+// returned is told that the request of worker id, which was given up, has
+// returned after all.
+func (q *queryWorkers) returned(id int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.abandoned--
+	if _, kept := q.busy[id]; kept {
+		delete(q.busy, id)
+		q.died(id, killed)
+		q.fill()
 	}
 }
 
-// replace gives up worker id, whose request hangs, for a new one.
-func (q *queryWorkers) replace(id int) {
+// Had reports whether there has ever been a worker.
+func (q *queryWorkers) Had() bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	delete(q.busy, id)
-	q.fill()
+	return q.had
+}
+
+// Abandoned is how many workers were given up and have not returned.
+func (q *queryWorkers) Abandoned() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.abandoned
 }
 
 // Want sets the number of workers. Surplus workers go when they are idle.
@@ -151,7 +231,11 @@ func (q *queryWorkers) Want(n int) {
 	defer q.mu.Unlock()
 	q.desired = n
 	if surplus := len(q.idle) + len(q.busy) - n; surplus > 0 {
-		q.idle = slices.Delete(q.idle, 0, min(surplus, len(q.idle)))
+		going := q.idle[:min(surplus, len(q.idle))]
+		for _, id := range going {
+			q.reduced(id)
+		}
+		q.idle = slices.Delete(q.idle, 0, len(going))
 	}
 	q.fill()
 }
@@ -161,13 +245,16 @@ func (q *queryWorkers) Want(n int) {
 func (q *queryWorkers) Restart() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for i := range q.idle {
-		q.idle[i] = q.number()
+	n := len(q.idle) + len(q.busy)
+	for _, id := range q.idle {
+		q.died(id, replaced)
 	}
-	for id := range q.busy {
-		q.busy[id] = true
+	q.idle = nil
+	for id, f := range q.busy {
+		q.busy[id] = max(f, replaced)
 	}
-	return len(q.idle) + len(q.busy)
+	q.fill()
+	return n
 }
 
 // Wake does nothing: whoever needs a query worker brings its request.
@@ -215,7 +302,7 @@ func (q *queryWorkers) queued() []recentQuery {
 }
 
 // recentQueries is how many finished requests !recent shows, and recentLine how
-// many bytes of each.
+// many bytes of each, as of those of !queue.
 const (
 	recentQueries = 50
 	recentLine    = 1 << 10
@@ -229,6 +316,9 @@ type recentQuery struct {
 	worked  time.Duration // of which a worker had it
 }
 
+// shortened is as much of a request line as consoles are shown.
+func shortened(line string) string { return line[:min(len(line), recentLine)] }
+
 // recent remembers the last finished requests.
 type recent struct {
 	mu   sync.Mutex // guards ring and next
@@ -239,7 +329,7 @@ type recent struct {
 
 func (r *recent) add(q recentQuery) {
 	if len(q.line) > recentLine {
-		q.line = string([]byte(q.line[:recentLine])) // a copy, so that the whole line can go
+		q.line = strings.Clone(shortened(q.line)) // so that the whole line can go
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -151,7 +151,7 @@ func TestQueryWorkersAreResizedAndReplaced(t *testing.T) {
 		t.Errorf("a busy one when it is done (-want +got):\n%s", diff)
 	}
 	hung := take() // 7
-	q.replace(hung)
+	q.abandon(hung)
 	if diff := cmp.Diff([]int{6, 8}, q.IDs()); diff != "" {
 		t.Errorf("one that hangs is given up (-want +got):\n%s", diff)
 	}

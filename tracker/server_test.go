@@ -26,6 +26,7 @@ func noMetrics() *status.Metrics {
 	return status.New(status.Sources{
 		Queries:      func() (int, int, int) { return 0, 0, 0 },
 		Workers:      func() map[string]int { return nil },
+		Abandoned:    func() map[string]int { return nil },
 		Watchers:     func() int { return 0 },
 		QueueLengths: func(context.Context) (map[schema.Queue]int64, error) { return nil, nil },
 	})

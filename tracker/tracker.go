@@ -21,6 +21,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -55,6 +56,12 @@ type Options struct {
 	QueryJobs     int // requests worked on at once; 0 means 20, at most 500
 	ReplicateJobs int // 0 means 4, below 0 none
 	DeleteJobs    int // 0 means 1, below 0 none
+	// FsckJobs and ReaperJobs count workers that do nothing yet, for the scripts
+	// that look at them: 0 means 1, below 0 none.
+	FsckJobs, ReaperJobs int
+	// NoJobMaster starts without the job master, and so without replicate, delete
+	// and fsck workers, until a console wants it.
+	NoJobMaster bool
 
 	MinFreeMB          int64 // devices with less free, in MiB, get no new files; 0 means 100, below 0 no limit
 	DefaultMinDevCount int   // copies in a class "default" without a row; 0 means 2
@@ -133,6 +140,8 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	workers("ReplicateJobs", &o.ReplicateJobs, 4)
 	workers("DeleteJobs", &o.DeleteJobs, 1)
+	workers("FsckJobs", &o.FsckJobs, 1)
+	workers("ReaperJobs", &o.ReaperJobs, 1)
 	if o.MinFreeMB == 0 {
 		o.MinFreeMB = 100
 	}
@@ -179,6 +188,7 @@ type Tracker struct {
 	deleter   *deleter.Worker
 	workers   []func(context.Context) error // what must be run, but for the monitor
 	watching  *work.Pool                    // runs the monitor
+	watcher   atomic.Int64                  // the number of the worker that does
 	jobs      map[string]job                // by name
 	lengths   queueLengths
 
@@ -219,7 +229,7 @@ func New(o Options) (*Tracker, error) {
 			l := t.queries.load()
 			return l.pending, l.processing, l.bored
 		},
-		Workers: t.workerCounts, Watchers: t.watchers.len, QueueLengths: t.lengths.count,
+		Workers: t.workerCounts, Abandoned: t.abandonedCounts, Watchers: t.watchers.len, QueueLengths: t.lengths.count,
 	})
 	t.paths = newPathCache(t.now, maxPathEntries, maxPathBytes)
 	t.pathCounts = newPathCounters(t.metrics.Registry(), t.paths.len)
@@ -416,6 +426,16 @@ func (t *Tracker) workerCounts() map[string]int {
 	counts := make(map[string]int, len(t.jobs))
 	for name, j := range t.jobs {
 		counts[name] = len(j.IDs())
+	}
+	return counts
+}
+
+// abandonedCounts are the workers of each job that were given up and have not
+// returned, for the metrics.
+func (t *Tracker) abandonedCounts() map[string]int {
+	counts := make(map[string]int, len(t.jobs))
+	for name, j := range t.jobs {
+		counts[name] = j.Abandoned()
 	}
 	return counts
 }

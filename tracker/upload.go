@@ -63,7 +63,7 @@ func (t *Tracker) createOpen(ctx context.Context, q *query) error {
 	}
 	row.FID, err = t.store.CreateTempfile(ctx, row)
 	if _, refused := errors.AsType[*protocol.Error](err); err != nil && !refused {
-		t.failed(ctx, "create_open", fmt.Errorf("record an upload: %w", err))
+		t.failed(ctx, q.worker, "create_open", fmt.Errorf("record an upload: %w", err))
 		return protocol.Err("db")
 	}
 	if err != nil {
@@ -171,6 +171,9 @@ type closing struct {
 	size   int64 // announced by the client; 0 where it did not
 	sum    protocol.Checksum
 	verify bool // the checksum
+
+	keep  bool          // overwrite=0: a file that the key names stays
+	ifFID *protocol.FID // what the key must name, nil for anything
 }
 
 func (q *query) closing() (closing, error) {
@@ -190,6 +193,11 @@ func (q *query) closing() (closing, error) {
 		}
 		c.verify = q.True("checksumverify")
 	}
+	if c.ifFID, err = q.ifFID(); err != nil {
+		return c, err
+	}
+	overwrite, given := q.Lookup("overwrite")
+	c.keep = given && !protocol.Truthy(overwrite) // absent, it is on
 	c.key, c.path, c.size = q.Get("key"), q.Get("path"), q.Number("size")
 	fid, devid := q.Number("fid"), q.Number("devid")
 	if fid <= 0 || devid <= 0 || devid > protocol.MaxDevID {
@@ -249,13 +257,20 @@ func (t *Tracker) createClose(ctx context.Context, q *query) error {
 		FID: c.fid, DMID: c.domain.ID, Key: c.key, Length: length, ClassID: row.ClassID, DevID: c.dev,
 		// Clients try the devices in the order of the offer. One before that failed
 		// may have the file all the same, if it could only not answer any more.
-		Tried: row.DevIDs[:slices.Index(row.DevIDs, c.dev)],
+		Tried:       row.DevIDs[:slices.Index(row.DevIDs, c.dev)],
+		NoOverwrite: c.keep, IfFID: c.ifFID,
 	}
 	if class := q.at.Class(row.DMID, row.ClassID); class != nil && class.HashType == c.sum.Type {
 		closed.Checksum = c.sum
 	}
 	err = t.store.CloseFile(ctx, closed)
 	t.paths.forget(c.domain.ID, c.key) // after an error too: nobody knows what was done
+	if refusal, ok := errors.AsType[*protocol.Error](err); ok {
+		switch refusal.Code {
+		case "key_exists", "fid_mismatch", "unreg_class": // and will be
+			return t.discard(ctx, c, refusal)
+		}
+	}
 	return err
 }
 

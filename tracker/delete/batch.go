@@ -167,6 +167,7 @@ func (b *batch) try(ctx context.Context, fid protocol.FID, dev protocol.DevID, f
 		return deferred, work.UndeletedDelay(failcount), nil
 	}
 	err = b.w.o.Storage.Delete(ctx, d.WriteURL(fid, cluster.Viewer{}))
+	work.Alive(ctx)
 	switch {
 	case err == nil:
 		return deleted, 0, nil

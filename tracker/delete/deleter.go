@@ -145,7 +145,7 @@ func New(o Options) *Worker {
 	}
 	w := &Worker{o: o, rand: o.Rand, metrics: newMetrics(o.Metrics), devices: work.NewLimiter(o.PerDevice)}
 	w.pool = work.NewPool("delete", o.Jobs, w.work, o.Log)
-	w.pool.Notify = o.Notify
+	w.pool.Notify, w.pool.Watchdog = o.Notify, watchdog
 	if o.Numbers != nil {
 		w.pool.Numbers = o.Numbers
 	}
@@ -200,14 +200,18 @@ func (w *Worker) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// watchdog is how long a worker may give no sign of life (MogileFS 2.73).
+const watchdog = 120 * time.Second
+
 // errorPause is how long a worker does nothing after an error of the database.
 const errorPause = time.Second
 
 // work is one worker.
-func (w *Worker) work(ctx context.Context, _ int) error {
+func (w *Worker) work(ctx context.Context, id int) error {
 	hard := work.InProgress(ctx) // what is begun is finished
 	rng := w.newRand()
 	for ctx.Err() == nil {
+		work.Alive(ctx)
 		w.doChores(hard, rng)
 		files := w.files.Take(ctx, batchSize)
 		copies := w.copies.Take(ctx, batchSize)
@@ -225,7 +229,8 @@ func (w *Worker) work(ctx context.Context, _ int) error {
 		if errors.Is(err, schema.ErrUnavailable) {
 			w.o.Outage.Failed(err)
 		} else {
-			w.o.Log.Error().Err(err).Msg("deletion failed, the rows come back when their leases are over")
+			log := w.pool.Log(id)
+			log.Error().Err(err).Msg("deletion failed, the rows come back when their leases are over")
 		}
 		work.Pause(ctx, errorPause)
 	}
@@ -271,6 +276,7 @@ func (w *Worker) doChores(ctx context.Context, rng *rand.Rand) {
 
 func (w *Worker) expireUploads(ctx context.Context) error {
 	for ctx.Err() == nil {
+		work.Alive(ctx)
 		n, err := w.o.Store.ExpireTempfiles(ctx, w.o.TempfileAge, choreLimit)
 		if err != nil {
 			return err
@@ -294,6 +300,7 @@ func (w *Worker) adoptOld(ctx context.Context) error {
 		return nil
 	}
 	for ctx.Err() == nil {
+		work.Alive(ctx)
 		n, err := w.o.Store.AdoptOldDeletions(ctx, choreLimit)
 		if err != nil {
 			return err

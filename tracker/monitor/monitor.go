@@ -32,6 +32,7 @@ import (
 	"github.com/mogile/mogile/schema"
 	"github.com/mogile/mogile/tracker/cluster"
 	"github.com/mogile/mogile/tracker/storage"
+	"github.com/mogile/mogile/tracker/work"
 )
 
 // Store is what the monitor asks of the database, beside what the cluster
@@ -76,6 +77,7 @@ type Options struct {
 	Now        func() time.Time      // time.Now
 	Rand       *mathrand.Rand        // nil: seeded by chance
 	Registerer prometheus.Registerer // nil: no metrics
+	Notify     func(msg string)      // gets MogileFS's messages, for !watch; may be nil; must not block
 	Log        zerolog.Logger
 }
 
@@ -141,6 +143,9 @@ func New(o Options) *Monitor {
 	}
 	if o.Name == "" {
 		o.Name = "monitor-" + rand.Text()
+	}
+	if o.Notify == nil {
+		o.Notify = func(string) {}
 	}
 	return &Monitor{
 		o:       o,
@@ -222,6 +227,7 @@ func (m *Monitor) rounds(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		work.Alive(ctx)
 		began := time.Now()
 		m.mu.Lock()
 		waiting := m.waiting
@@ -291,6 +297,7 @@ func (m *Monitor) database(ctx context.Context) {
 // reload reads the database. It logs when that begins to fail, and when it
 // works again.
 func (m *Monitor) reload(ctx context.Context) error {
+	work.Alive(ctx)
 	within, cancel := context.WithTimeout(ctx, databaseTimeout)
 	defer cancel()
 	err := m.o.Cluster.Refresh(within)
@@ -304,6 +311,7 @@ func (m *Monitor) heard(ctx context.Context, err error) {
 	case ctx.Err() != nil:
 	case err != nil:
 		m.metrics.databaseFailure()
+		m.o.Notify("Cannot connect to master database!")
 		if !m.outage.Swap(true) {
 			m.o.Log.Error().Err(err).Msg("database does not answer: working with what is known")
 		}

@@ -3,6 +3,7 @@ package monitor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"github.com/mogile/mogile/schema"
 	"github.com/mogile/mogile/tracker/cluster"
 	"github.com/mogile/mogile/tracker/storage"
+	"github.com/mogile/mogile/tracker/work"
 )
 
 // fastFailure is how soon a host refuses at the latest that is there (MogileFS
@@ -127,6 +129,7 @@ func (m *Monitor) round(ctx context.Context) {
 		workers.Go(func() {
 			for i := next.Add(1) - 1; i < int64(len(all)); i = next.Add(1) - 1 {
 				v := all[i]
+				work.Alive(ctx)
 				if !v.host.hangs() {
 					m.look(ctx, v)
 				}
@@ -157,6 +160,8 @@ func (m *Monitor) look(ctx context.Context, v *visit) {
 	if err != nil {
 		v.err = err
 		if !v.memory.badUsage {
+			m.o.Notify(fmt.Sprintf("dev%d reports used = %s, total = %s, content-length: %s, error?", v.dev.ID,
+				usageValue(file, "used"), usageValue(file, "total"), header.Get("Content-Length")))
 			m.o.Log.Warn().Uint32("devid", uint32(v.dev.ID)).Str("host", v.dev.Host.Name).Int("bytes", len(file)).
 				Msg("usage file without used or total")
 		}
@@ -182,7 +187,7 @@ func (m *Monitor) look(ctx context.Context, v *visit) {
 func classify(err error, took, fast time.Duration) outcome {
 	var status *storage.StatusError
 	switch {
-	case errors.As(err, &status):
+	case errors.As(err, &status), errors.Is(err, storage.ErrTooLong):
 		return answered
 	case took <= fast:
 		return refused
@@ -261,6 +266,11 @@ func (m *Monitor) tell(h *hostVisit, seen []cluster.Observation) {
 		e := m.o.Log.Info()
 		switch {
 		case is == cluster.DeviceUnreachable:
+			if v.outcome == answered || v.outcome == refused {
+				port := v.dev.Host.ReadPort()
+				m.o.Notify(fmt.Sprintf("Port %d not listening on %s (%s)?  Error was: %v", port, v.dev.Host.IP,
+					deviceURL(v.dev, port, "/usage"), v.err))
+			}
 			e = m.o.Log.Warn()
 		case is == cluster.DeviceReadable && v.err != nil:
 			e = m.o.Log.Warn()

@@ -48,6 +48,17 @@ func parseUsage(file []byte) (totalMB, usedMB int64, err error) {
 	return min(total/1024, math.MaxInt32), min(used/1024, math.MaxInt32), nil
 }
 
+// usageValue is what a usage file says of name, as it stands there; empty where
+// it says nothing.
+func usageValue(file []byte, name string) string {
+	for line := range bytes.Lines(file) {
+		if n, value, ok := bytes.Cut(line, []byte(":")); ok && string(bytes.TrimSpace(n)) == name {
+			return string(bytes.TrimSpace(value))
+		}
+	}
+	return ""
+}
+
 // usageDue reports whether a device's usage should be written to the database:
 // the row says that it is older than interval, by the database's clock, and
 // this tracker has not just done so (which the snapshot may not show yet).

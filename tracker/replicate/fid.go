@@ -15,6 +15,7 @@ import (
 	"github.com/mogile/mogile/tracker/cluster"
 	"github.com/mogile/mogile/tracker/placement"
 	"github.com/mogile/mogile/tracker/storage"
+	"github.com/mogile/mogile/tracker/work"
 )
 
 // maxRereads bounds how often the namespace may change under one round of work
@@ -26,6 +27,10 @@ const maxRereads = 10
 // announcement that has used up half of it is renewed before the copy is
 // recorded.
 const announceFor = time.Minute
+
+// digestSpeed, in bytes a second, is what a storage daemon is expected to
+// digest at least. While it does there is no progress to be seen.
+const digestSpeed = 2 << 20
 
 // retractTimeout bounds making announced copies that failed due for deletion,
 // which happens during a shutdown too.
@@ -83,7 +88,7 @@ func (w *Worker) replicate(ctx context.Context, id int, rng *rand.Rand, job sche
 	defer cancel()
 	r := &round{
 		w: w, id: id, rng: rng, job: job,
-		log:       w.o.Log.With().Uint64("fid", uint64(job.FID)).Int("worker", id).Logger(),
+		log:       w.pool.Log(id).With().Uint64("fid", uint64(job.FID)).Logger(),
 		sizes:     make(map[protocol.DevID]bool),
 		announced: make(map[protocol.DevID]time.Time),
 	}
@@ -103,7 +108,7 @@ func (w *Worker) replicate(ctx context.Context, id int, rng *rand.Rand, job sche
 }
 
 func orInterrupted(ctx context.Context, result outcome) outcome {
-	if ctx.Err() != nil {
+	if ctx.Err() != nil && !errors.Is(context.Cause(ctx), work.ErrWatchdog) {
 		return interrupted
 	}
 	return result
@@ -129,6 +134,7 @@ func (r *round) run(ctx context.Context) (outcome, error) {
 		if ctx.Err() != nil {
 			return "", context.Cause(ctx)
 		}
+		work.Alive(ctx)
 		if err := r.look(); err != nil {
 			return "", err
 		}
@@ -288,6 +294,8 @@ func (r *round) copy(ctx context.Context, src, dst *cluster.Device) error {
 		from = src.ReadURL(fid, cluster.Viewer{})
 	}
 	began := time.Now()
+	// After the last piece the copy is digested: on its device, or here.
+	digesting := time.Duration(2 * float64(r.file.Length) / digestSpeed * float64(time.Second))
 	sum, err := r.w.o.Storage.Copy(ctx, storage.Copy{
 		From:     from,
 		To:       dst.WriteURL(fid, cluster.Viewer{}),
@@ -295,6 +303,7 @@ func (r *round) copy(ctx context.Context, src, dst *cluster.Device) error {
 		Want:     r.sum,
 		HashType: r.class.HashType,
 		TrustMD5: dst.RejectBadMD5 != nil && *dst.RejectBadMD5,
+		Progress: func() { work.Busy(ctx, digesting) },
 	})
 	if ctx.Err() != nil {
 		return fmt.Errorf("copy fid %d from dev%d to dev%d: %w", fid, src.ID, dst.ID, context.Cause(ctx))
@@ -461,6 +470,7 @@ func (r *round) intact(ctx context.Context, d *cluster.Device, keep int) (bool, 
 		}
 		right, looked := r.sizes[p.Device.ID]
 		if !looked {
+			work.Alive(ctx)
 			size, err := r.w.o.Storage.Size(ctx, p.Device.ReadURL(r.file.FID, cluster.Viewer{}))
 			if ctx.Err() != nil {
 				return false, context.Cause(ctx)

@@ -143,7 +143,7 @@ func New(o Options) *Worker {
 	}
 	w := &Worker{o: o, rand: o.Rand, metrics: newMetrics(o.Metrics)}
 	w.pool = work.NewPool("replicate", o.Jobs, w.work, o.Log)
-	w.pool.Notify = o.Notify
+	w.pool.Notify, w.pool.Watchdog = o.Notify, watchdog
 	if o.Numbers != nil {
 		w.pool.Numbers = o.Numbers
 	}
@@ -188,10 +188,16 @@ func (w *Worker) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
+// watchdog is how long a worker may give no sign of life (MogileFS 2.73). What
+// it waits for in good order, a database or a storage daemon, takes less, or
+// shows that it gets on.
+const watchdog = 90 * time.Second
+
 // work is one worker.
 func (w *Worker) work(ctx context.Context, id int) error {
 	rng := w.newRand()
 	for ctx.Err() == nil {
+		work.Alive(ctx)
 		leases := w.feed.Take(ctx, 1)
 		if len(leases) == 0 {
 			work.Wait(ctx, w.feed)
@@ -220,6 +226,9 @@ const (
 	interrupted  outcome = "interrupted" // the tracker stops, or lost the lock
 )
 
+// settleTimeout bounds noting that a fid was too much for its worker.
+const settleTimeout = 5 * time.Second
+
 // outagePause is how long a worker that met an absent database does nothing.
 const outagePause = time.Second
 
@@ -237,7 +246,8 @@ func (w *Worker) handle(ctx context.Context, id int, rng *rand.Rand, lease *work
 		w.giveBackAfterOutage(ctx, lease)
 		return
 	default:
-		w.o.Log.Error().Err(err).Uint64("fid", uint64(job.FID)).Int("worker", id).Msg("replication failed")
+		log := w.pool.Log(id)
+		log.Error().Err(err).Uint64("fid", uint64(job.FID)).Msg("replication failed")
 		w.notify(id, "Failed replicating fid %d: %v", job.FID, err)
 	}
 	if err := w.settle(ctx, rng, lease, result, retries); errors.Is(err, schema.ErrUnavailable) {
@@ -253,6 +263,7 @@ func (w *Worker) handle(ctx context.Context, id int, rng *rand.Rand, lease *work
 func (w *Worker) giveBackAfterOutage(ctx context.Context, lease *work.Lease) {
 	for since := time.Duration(0); since < work.LeaseTime && ctx.Err() == nil; since += outagePause {
 		work.Pause(ctx, outagePause)
+		work.Alive(ctx)
 		err := lease.GiveBack(ctx, work.LockedDelay)
 		if !errors.Is(err, schema.ErrUnavailable) {
 			if err != nil {
@@ -266,6 +277,11 @@ func (w *Worker) giveBackAfterOutage(ctx context.Context, lease *work.Lease) {
 
 // settle finishes or reschedules the row. retries is its failures so far.
 func (w *Worker) settle(ctx context.Context, rng *rand.Rand, lease *work.Lease, result outcome, retries int) error {
+	if result == failed && ctx.Err() != nil { // the watchdog's doing: the fid is to wait, and not to be next again
+		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
+		defer cancel()
+		ctx = late
+	}
 	switch result {
 	case interrupted:
 		return lease.GiveBack(ctx, 0)

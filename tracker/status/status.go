@@ -27,6 +27,8 @@ type Sources struct {
 	Queries func() (pending, processing, bored int)
 	// Workers are the present workers of each job.
 	Workers func() map[string]int
+	// Abandoned are the workers of each job that hang and were given up.
+	Abandoned func() map[string]int
 	// Watchers is how many connections follow the log.
 	Watchers func() int
 	// QueueLengths counts the rows of the database's queues. It may be asked
@@ -143,6 +145,8 @@ var (
 		"Query workers, by state: busy, idle.", []string{"state"}, nil)
 	workersDesc = prometheus.NewDesc("mogile_tracker_workers",
 		"Workers of each job.", []string{"job"}, nil)
+	abandonedDesc = prometheus.NewDesc("mogile_tracker_abandoned_workers",
+		"Workers of each job that hang, and were given up and replaced. Above 0: see the log, and restart the tracker when convenient.", []string{"job"}, nil)
 	watchersDesc = prometheus.NewDesc("mogile_tracker_watchers",
 		"Connections that follow the log with !watch.", nil, nil)
 	queueDesc = prometheus.NewDesc("mogile_tracker_queue_rows",
@@ -153,6 +157,7 @@ func (l *loads) Describe(ch chan<- *prometheus.Desc) {
 	ch <- pendingDesc
 	ch <- queryWorkersDesc
 	ch <- workersDesc
+	ch <- abandonedDesc
 	ch <- watchersDesc
 	ch <- queueDesc
 }
@@ -164,6 +169,9 @@ func (l *loads) Collect(ch chan<- prometheus.Metric) {
 	ch <- prometheus.MustNewConstMetric(queryWorkersDesc, prometheus.GaugeValue, float64(bored), "idle")
 	for job, n := range l.src.Workers() {
 		ch <- prometheus.MustNewConstMetric(workersDesc, prometheus.GaugeValue, float64(n), job)
+	}
+	for job, n := range l.src.Abandoned() {
+		ch <- prometheus.MustNewConstMetric(abandonedDesc, prometheus.GaugeValue, float64(n), job)
 	}
 	ch <- prometheus.MustNewConstMetric(watchersDesc, prometheus.GaugeValue, float64(l.src.Watchers()))
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTimeout)

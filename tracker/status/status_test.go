@@ -18,6 +18,7 @@ func newMetrics(lengths func(context.Context) (map[schema.Queue]int64, error)) *
 		Name: "t1", Version: "1.2.3",
 		Queries:      func() (int, int, int) { return 3, 2, 18 },
 		Workers:      func() map[string]int { return map[string]int{"delete": 1, "replicate": 4} },
+		Abandoned:    func() map[string]int { return map[string]int{"delete": 2} },
 		Watchers:     func() int { return 1 },
 		QueueLengths: lengths,
 	})

@@ -53,6 +53,7 @@ type Pool struct {
 	mu        sync.Mutex // guards what follows
 	desired   int
 	workers   map[int]*worker
+	had       bool          // there has been a worker
 	failed    bool          // a worker ended by itself since Run last looked
 	woken     chan struct{} // closed by the next Wake
 	abandoned int
@@ -256,7 +257,7 @@ func (p *Pool) start(ctx context.Context) {
 	hard, kill := context.WithCancelCause(context.WithValue(ctx, vitalKey{}, &w.vital))
 	soft, retire := context.WithCancel(context.WithValue(hard, inProgressKey{}, hard))
 	w.kill, w.retire = kill, retire
-	p.workers[id] = w
+	p.workers[id], p.had = w, true
 	go func() {
 		err := p.protect(soft, id)
 		expected := soft.Err() != nil
@@ -396,6 +397,13 @@ func (p *Pool) ids() []int {
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// Had reports whether there has ever been a worker.
+func (p *Pool) Had() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.had
 }
 
 // Abandoned is how many workers were given up and have not returned.

@@ -661,11 +661,34 @@ func parse(raw string) (protocol.DevID, protocol.FID) {
 	return dev, fid
 }
 
-// Copy is [storage.Client.Copy].
+// progress calls f every second until it is stopped.
+func progress(f func()) (stop func()) {
+	done := make(chan struct{})
+	var g sync.WaitGroup
+	g.Go(func() {
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				f()
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() {
+		close(done)
+		g.Wait()
+	}
+}
+
+// Copy is [storage.Client.Copy]. However long OnCopy takes, there is progress.
 func (d *Disks) Copy(ctx context.Context, c storage.Copy) (protocol.Checksum, error) {
 	from, fid := parse(c.From)
 	to, _ := parse(c.To)
 	if d.OnCopy != nil {
+		defer progress(c.Progress)()
 		if err := d.OnCopy(ctx, from, to, fid); err != nil {
 			return protocol.Checksum{}, err
 		}
