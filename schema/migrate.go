@@ -19,6 +19,11 @@ type MigrateOptions struct {
 	// Unseal sets schema version 17, which works while nothing that needs 18 is
 	// in use.
 	Unseal bool
+	// UnsealNew leaves a new database unsealed, and the others as they are.
+	UnsealNew bool
+	// KeepVersion makes the changes and leaves schema_version as it is, as
+	// mogdbsetup does with --noschemabump.
+	KeepVersion bool
 }
 
 // Migration is the outcome of a migration.

@@ -27,6 +27,8 @@ type Options struct {
 	Log      zerolog.Logger
 	// ClockOffset is added to the database's clock; tests set it.
 	ClockOffset func() time.Duration
+	// AnyVersion opens a database of an unknown schema version too.
+	AnyVersion bool
 }
 
 // Open opens the namespace, whose schema must be of version 17 or 18. The error
@@ -69,7 +71,7 @@ func (o Options) engine() (*postgres.Options, *sqlite.Options, error) {
 		return nil, nil, err
 	}
 	if dsn.Engine == schema.EngineSQLite {
-		return nil, &sqlite.Options{Path: dsn.Path, Log: o.Log, ClockOffset: o.ClockOffset}, nil
+		return nil, &sqlite.Options{Path: dsn.Path, Log: o.Log, ClockOffset: o.ClockOffset, AnyVersion: o.AnyVersion}, nil
 	}
 	session := ""
 	if o.SessionDSN != "" {
@@ -83,6 +85,6 @@ func (o Options) engine() (*postgres.Options, *sqlite.Options, error) {
 		session = s.Postgres
 	}
 	return &postgres.Options{
-		DSN: dsn.Postgres, SessionDSN: session, MaxConns: o.MaxConns, Log: o.Log, ClockOffset: o.ClockOffset,
+		DSN: dsn.Postgres, SessionDSN: session, MaxConns: o.MaxConns, Log: o.Log, ClockOffset: o.ClockOffset, AnyVersion: o.AnyVersion,
 	}, nil, nil
 }

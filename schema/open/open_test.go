@@ -62,3 +62,48 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 }
+
+// TestVersions: a new database is sealed unless it is said otherwise, the
+// version can be kept as it is, and a database of an unknown one is opened only
+// by those who insist.
+func TestVersions(t *testing.T) {
+	t.Parallel()
+	for name, dsn := range map[string]func(t *testing.T) string{
+		"sqlite":   func(t *testing.T) string { return "sqlite:" + filepath.Join(t.TempDir(), "mogile.db") },
+		"postgres": func(t *testing.T) string { return pgtest.DSN(t) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			migrate := func(o Options, mo schema.MigrateOptions, want int) {
+				t.Helper()
+				if m, err := Migrate(t.Context(), o, mo); err != nil || m.Version != want {
+					t.Fatalf("%+v: version %d, %v; want %d", mo, m.Version, err, want)
+				}
+			}
+			o := Options{DSN: dsn(t)}
+			migrate(o, schema.MigrateOptions{UnsealNew: true, DryRun: true}, schema.VersionOpen)
+			migrate(o, schema.MigrateOptions{UnsealNew: true}, schema.VersionOpen)
+			migrate(o, schema.MigrateOptions{Seal: true}, schema.VersionSealed)
+			migrate(o, schema.MigrateOptions{UnsealNew: true}, schema.VersionSealed)
+
+			kept := Options{DSN: dsn(t)}
+			migrate(kept, schema.MigrateOptions{KeepVersion: true}, 0)
+			if s, err := Open(t.Context(), kept); err == nil {
+				_ = s.Close()
+				t.Fatal("a database without a version is opened")
+			}
+			kept.AnyVersion = true
+			s, err := Open(t.Context(), kept)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := s.CreateDomain(t.Context(), "d"); err != nil {
+				t.Error(err)
+			}
+			if err := s.Close(); err != nil {
+				t.Error(err)
+			}
+			migrate(kept, schema.MigrateOptions{UnsealNew: true}, schema.VersionOpen)
+		})
+	}
+}

@@ -142,7 +142,7 @@ func (m *migrator) run(ctx context.Context) error {
 			return err
 		}
 	}
-	sealed := number == schema.VersionSealed && !m.o.Unseal || m.o.Seal || fresh && !m.o.Unseal
+	sealed := number == schema.VersionSealed && !m.o.Unseal || m.o.Seal || fresh && !m.o.Unseal && !m.o.UnsealNew
 	files, err := readMigrations(fidType)
 	if err != nil {
 		return err
@@ -158,6 +158,9 @@ func (m *migrator) run(ctx context.Context) error {
 	m.done.Version = schema.VersionOpen
 	if sealed {
 		m.done.Version = schema.VersionSealed
+	}
+	if m.o.KeepVersion {
+		m.done.Version = number
 	}
 	if err := m.setVersions(ctx, number); err != nil {
 		return err

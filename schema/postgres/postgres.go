@@ -45,7 +45,10 @@ type Options struct {
 	MaxConns int
 	// ClockOffset is added to the database's clock. Tests set it; nil is none.
 	ClockOffset func() time.Duration
-	Log         zerolog.Logger
+	// AnyVersion opens a database whose schema_version is another than those that
+	// are known, at the operator's risk.
+	AnyVersion bool
+	Log        zerolog.Logger
 }
 
 const (
@@ -53,6 +56,9 @@ const (
 	connectTimeout  = 5 * time.Second
 	// callTimeout bounds every call that has no earlier deadline.
 	callTimeout = 30 * time.Second
+	// findTimeout bounds looking up keys: connections on which nothing comes any
+	// more must not keep those up that come after.
+	findTimeout = 10 * time.Second
 )
 
 // Store is the namespace in a PostgreSQL database.
@@ -128,7 +134,7 @@ func (s *Store) start(ctx context.Context) error {
 		batches: singles, size: 1, run: s.closeGuarded, retry: s.retryAlone, keys: claims,
 	})
 	s.finds = newCoalescer(s.life, coalescing[keyName, foundFile]{
-		batches: 4, size: 64, run: s.findBatch, retry: s.retryAlone,
+		batches: 4, size: 64, run: s.findBatch, retry: s.retryAlone, timeout: findTimeout,
 	})
 	s.finishes = newCoalescer(s.life, coalescing[[]schema.Job, int]{
 		batches: 2, size: 64, run: s.finishBatch, retry: s.retryAlone,
@@ -266,9 +272,9 @@ func (s *Store) check(ctx context.Context) error {
 	}
 	version, ours := number(have.version), number(have.ours)
 	switch {
-	case version > schema.VersionSealed:
+	case version > schema.VersionSealed && !s.o.AnyVersion:
 		return fmt.Errorf("schema_version is %d, and this program knows versions up to %d: use a newer Mogile", version, schema.VersionSealed)
-	case version < schema.VersionOpen || ours < ownVersion:
+	case version < schema.VersionOpen && !s.o.AnyVersion || ours < ownVersion:
 		return fmt.Errorf("the schema is of an older version (%d, Mogile's own %d; needed are %d and %d): upgrade it with `mogile migrate --dsn DSN`",
 			version, ours, schema.VersionOpen, ownVersion)
 	case ours > ownVersion+1:

@@ -110,15 +110,19 @@ func Migrate(ctx context.Context, o Options, m schema.MigrateOptions) (_ schema.
 func plan(st state, m schema.MigrateOptions, apply func(step) error) (schema.Migration, error) {
 	var steps []step
 	version := st.version
-	switch version {
-	case 0:
+	switch {
+	case m.KeepVersion:
+	case version == 0 && m.UnsealNew:
+		version = schema.VersionOpen
+	case version == 0:
 		version = schema.VersionSealed
-	case schema.VersionOpen, schema.VersionSealed:
+	case version == schema.VersionOpen, version == schema.VersionSealed:
 	default:
 		return schema.Migration{}, fmt.Errorf("schema version is %d; %d and %d are known: upgrade an older one with MogileFS 2.73's mogdbsetup first",
 			version, schema.VersionOpen, schema.VersionSealed)
 	}
 	switch {
+	case m.KeepVersion:
 	case m.Seal:
 		version = schema.VersionSealed
 	case m.Unseal:
@@ -245,7 +249,7 @@ func (s *Store) checkVersion(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open %s: %w", s.o.Path, err)
 	}
-	todo, err := plan(st, schema.MigrateOptions{}, nil)
+	todo, err := plan(st, schema.MigrateOptions{KeepVersion: s.o.AnyVersion}, nil)
 	if err != nil {
 		return fmt.Errorf("open %s: %w", s.o.Path, err)
 	}

@@ -32,7 +32,10 @@ type Options struct {
 	// ClockOffset is added to the clock; for tests. It may be called at any
 	// time by several goroutines.
 	ClockOffset func() time.Duration
-	Log         zerolog.Logger
+	// AnyVersion opens a database whose schema_version is another than those that
+	// are known, at the operator's risk.
+	AnyVersion bool
+	Log        zerolog.Logger
 }
 
 // Store is the embedded [schema.Store].
