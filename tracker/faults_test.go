@@ -155,7 +155,7 @@ func TestQueryThatTakesTooLong(t *testing.T) {
 	before := c.jobs()["queryworker pids"]
 	sees := w.follow()
 	s.hangs.Store(true)
-	c.send("get_paths domain=toast&key=k&callid=1\r\nnoop callid=2\r\n")
+	c.send("file_info domain=toast&key=k&callid=1\r\nnoop callid=2\r\n")
 	if got := c.line(); got != "ERR failure Operation+failed 1" {
 		t.Errorf("the hanging request is answered %q", got)
 	}
@@ -171,6 +171,23 @@ func TestQueryThatTakesTooLong(t *testing.T) {
 	sees(`Job queryworker has only 0, wants 1, making 1\.`)
 	if now := c.jobs()["queryworker pids"]; now == before {
 		t.Errorf("query workers are %s, as before", now)
+	}
+}
+
+// TestPathsOfADatabaseThatHangs are not waited for as long as a request may take.
+func TestPathsOfADatabaseThatHangs(t *testing.T) {
+	t.Parallel()
+	e, s := startShaky(t, func(o *tracker.Options) { o.QueryTimeout = 900 * time.Millisecond })
+	c := e.dial()
+	c.store("k", "x", "")
+	s.hangs.Store(true)
+	c.refused("get_paths domain=toast&key=k", "failure")
+	s.hangs.Store(false)
+	if got := c.ok("get_paths domain=toast&key=k").Number("paths"); got != 1 {
+		t.Errorf("when the database is back there are %d paths", got)
+	}
+	if log := e.log.String(); strings.Contains(log, "took too long") {
+		t.Errorf("the watchdog had to end it:\n%s", log)
 	}
 }
 

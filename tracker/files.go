@@ -327,7 +327,15 @@ func (t *Tracker) deleteKey(ctx context.Context, q *query) error {
 	if err != nil {
 		return err
 	}
-	_, err = t.store.DeleteKey(ctx, domain.ID, key)
+	only, err := q.ifFID()
+	if err != nil {
+		return err
+	}
+	if only != nil {
+		err = t.store.DeleteKeyIf(ctx, domain.ID, key, *only)
+	} else {
+		_, err = t.store.DeleteKey(ctx, domain.ID, key)
+	}
 	t.paths.forget(domain.ID, key) // after an error too: nobody knows what was done
 	return err
 }
@@ -342,7 +350,15 @@ func (t *Tracker) rename(ctx context.Context, q *query) error {
 	if from == "" || to == "" {
 		return protocol.Err("no_key")
 	}
-	err = t.store.RenameKey(ctx, domain.ID, from, to)
+	only, err := q.ifFID()
+	if err != nil {
+		return err
+	}
+	if only != nil {
+		err = t.store.RenameKeyIf(ctx, domain.ID, from, to, *only)
+	} else {
+		err = t.store.RenameKey(ctx, domain.ID, from, to)
+	}
 	t.paths.forget(domain.ID, from, to)
 	return err
 }
@@ -361,20 +377,30 @@ func (t *Tracker) updateFileClass(ctx context.Context, q *query) error {
 	if !ok {
 		return protocol.ErrClassNotFound
 	}
+	only, err := q.ifFID()
+	if err != nil {
+		return err
+	}
 	file, devids, err := t.store.FileByKey(ctx, domain.ID, key)
 	switch {
 	case errors.Is(err, protocol.ErrUnknownKey):
 		return protocol.ErrInvalidKey
 	case err != nil:
 		return err
+	case only != nil && *only != file.FID:
+		return schema.FIDMismatch(*only, file.FID)
 	case len(devids) == 0:
 		return protocol.Err("no_devices")
 	case file.ClassID == class.ID:
 		return nil
 	}
-	err = t.store.SetFileClass(ctx, file.FID, class.ID)
+	if only != nil {
+		err = t.store.SetFileClassIf(ctx, domain.ID, key, file.FID, class.ID)
+	} else {
+		err = t.store.SetFileClass(ctx, file.FID, class.ID)
+	}
 	t.paths.forget(domain.ID, key)
-	if errors.Is(err, schema.ErrGone) { // deleted or overwritten in the meantime
+	if errors.Is(err, schema.ErrGone) || errors.Is(err, protocol.ErrUnknownKey) { // deleted or overwritten in the meantime
 		return protocol.ErrInvalidKey
 	}
 	return err

@@ -23,7 +23,8 @@ const (
 	// maxStale is the most that a request's "stale" means.
 	maxStale = time.Hour
 	// databasePatience is how long the database may take to find a key that is
-	// remembered, before it counts as away. Clients wait 3 s by default.
+	// remembered, before it counts as away. Clients wait 3 s by default. For one
+	// that is not, it is a third of a request's time.
 	databasePatience = 2 * time.Second
 )
 
@@ -303,6 +304,10 @@ func (t *Tracker) locate(ctx context.Context, k fileKey, rules pathRules) (f loc
 // locateNow asks the database for a file. While that is away, what is
 // remembered is returned instead if the rules permit it.
 func (t *Tracker) locateNow(ctx context.Context, k fileKey, rules pathRules) (f located, remembered bool, err error) {
+	// Whoever asks where a file is has gone long before a request's time is over,
+	// and does not want to wait for a database that hangs.
+	ctx, cancel := context.WithTimeout(ctx, t.opts.QueryTimeout/3)
+	defer cancel()
 	fetch := func(ctx context.Context) (schema.File, []protocol.DevID, error) {
 		return t.store.FileByKey(ctx, k.dmid, k.key)
 	}
@@ -312,9 +317,9 @@ func (t *Tracker) locateNow(ctx context.Context, k fileKey, rules pathRules) (f 
 	}
 	within := ctx
 	if _, known := t.paths.last(k); known && rules.away {
-		var cancel context.CancelFunc
-		within, cancel = context.WithTimeout(ctx, databasePatience)
-		defer cancel()
+		var stop context.CancelFunc
+		within, stop = context.WithTimeout(ctx, databasePatience)
+		defer stop()
 	}
 	f, err = t.paths.read(within, k, rules, fetch)
 	if rules.away && ctx.Err() == nil && databaseAway(within, err) {

@@ -1,8 +1,10 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"sync"
+	"time"
 )
 
 // coalescing says how a coalescer works.
@@ -20,6 +22,9 @@ type coalescing[T, R any] struct {
 	// keys names what a call claims for itself: calls that share a key never
 	// run at once, in one batch or several. nil: nothing.
 	keys func(T) [2]any
+	// timeout bounds each batch, whatever its callers' deadlines; 0 is
+	// callTimeout.
+	timeout time.Duration
 }
 
 // singles is how many calls of failed batches run at once, each alone. They
@@ -179,9 +184,9 @@ func (c *coalescer[T, R]) runAlone(k *call[T, R]) {
 	c.mu.Unlock()
 }
 
-// timed runs f, which no caller's context ends, within callTimeout.
+// timed runs f, which no caller's context ends, within the time of a batch.
 func (c *coalescer[T, R]) timed(f func(ctx context.Context) error) error {
-	ctx, cancel := context.WithTimeoutCause(c.life, callTimeout, errCallTimeout)
+	ctx, cancel := context.WithTimeoutCause(c.life, cmp.Or(c.timeout, callTimeout), errCallTimeout)
 	defer cancel()
 	return f(ctx)
 }
