@@ -23,7 +23,7 @@ const (
 // is WebDAV's word for one that exists) are remembered for the directory, 400
 // and 501 for the whole host, both for an hour. Other answers are returned as a
 // *StatusError; a PUT may succeed all the same. A PUT of this client that is
-// answered 404 or 409 makes it forget what it remembers.
+// refused for want of a directory makes it forget what it remembers.
 func (c *Client) MakeDirs(ctx context.Context, url string) error {
 	if c.o.SkipMkcol() {
 		return nil
@@ -82,10 +82,16 @@ func (c *Client) mkcol(ctx context.Context, url string) (bool, error) {
 
 // refused forgets the directories of the device of a file that was put, if the
 // daemon's refusal may mean that they are no longer there: the disk may be
-// another one, or the daemon of another make.
+// another one, or the daemon of another make. Daemons answer 403, 404, 409 or,
+// as nginx does, 500.
 func (c *Client) refused(url string, err error) {
 	var status *StatusError
-	if !errors.As(err, &status) || status.Status != http.StatusNotFound && status.Status != http.StatusConflict {
+	if !errors.As(err, &status) {
+		return
+	}
+	switch status.Status {
+	case http.StatusForbidden, http.StatusNotFound, http.StatusConflict, http.StatusInternalServerError:
+	default:
 		return
 	}
 	hostport, _, path, err := split(url)

@@ -453,7 +453,7 @@ func (d *Daemon) store(name string, body []byte, sum string) Answer {
 	case !d.dirs["/"+dev]:
 		return Answer{Status: 404}
 	case d.Make.MKCOL && !d.dirs[path.Dir(name)]:
-		return Answer{Status: 409}
+		return Answer{Status: 500} // so says nginx 1.22
 	case d.Make.ChecksMD5 && sum != "" && sum != base64.StdEncoding.EncodeToString(got[:]):
 		return Answer{Status: 400}
 	}
