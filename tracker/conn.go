@@ -7,16 +7,26 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/tracker/status"
 )
 
-// keepOut is the largest reply buffer that a connection keeps.
-const keepOut = 64 << 10
+const (
+	// keepOut is the largest reply buffer that a connection keeps.
+	keepOut = 8 << 10
+	// maxUnsent bounds the memory of all replies larger than that which are
+	// being sent.
+	maxUnsent = 64 << 20
+	// hurry is how long a client may take no bytes of its reply while there is
+	// more than maxUnsent.
+	hurry = 2 * time.Second
+)
 
 // conn is a client's connection. Its lines are answered one at a time in the
 // goroutine that reads them, so that a client that does not read its answers is
@@ -24,10 +34,12 @@ const keepOut = 64 << 10
 type conn struct {
 	server *server
 	nc     net.Conn
+	in     *lines
 	from   netip.Addr // invalid where the client has no IP address
 
-	write sync.Mutex // held while bytes are sent: replies and the log's lines do not mix
-	out   []byte     // the reply being made
+	write   sync.Mutex   // held while bytes are sent: replies and the log's lines do not mix
+	writing atomic.Int64 // since when the client has taken nothing of what is being sent, in Unix ns; 0: nothing is
+	out     []byte       // the reply being made
 
 	// Of the request being answered, kept here to be used again.
 	place ticket
@@ -40,7 +52,7 @@ type conn struct {
 }
 
 func newConn(s *server, nc net.Conn) *conn {
-	c := &conn{server: s, nc: nc, place: ticket{granted: make(chan int, 1)}}
+	c := &conn{server: s, nc: nc, in: newLines(nc, s.opts.MaxLine, &s.longLines), place: ticket{granted: make(chan int, 1)}}
 	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
 		c.from = a.AddrPort().Addr().Unmap()
 	}
@@ -52,12 +64,13 @@ func newConn(s *server, nc net.Conn) *conn {
 // breaks, or the server closes. A client that has only closed its sending side
 // still gets the answers to what it asked.
 func (c *conn) serve(ctx context.Context) {
-	in := newLines(c.nc, c.server.opts.MaxLine, &c.server.longLines)
+	in := c.in
 	defer in.free()
 	for !c.server.closing.Load() {
 		line, err := in.next()
 		if errors.Is(err, errLongLine) {
-			c.refuseLongLine()
+			in.free()
+			c.refuseLine(err)
 			return
 		}
 		if err != nil {
@@ -65,9 +78,6 @@ func (c *conn) serve(ctx context.Context) {
 		}
 		if len(line) == 0 {
 			continue
-		}
-		if cap(c.out) > keepOut {
-			c.out = nil
 		}
 		c.out, err = c.server.answer(ctx, c, line, c.out[:0])
 		if err != nil {
@@ -80,7 +90,14 @@ func (c *conn) serve(ctx context.Context) {
 		if err := c.send(c.out); err != nil {
 			return
 		}
+		if cap(c.out) > keepOut {
+			c.out = nil
+		}
 		c.beginWatching()
+		if in.ready() {
+			// Between two requests of one connection others get a turn.
+			runtime.Gosched()
+		}
 	}
 }
 
@@ -104,16 +121,25 @@ func (c *conn) patience() time.Duration {
 func (c *conn) send(b []byte) error {
 	c.write.Lock()
 	defer c.write.Unlock()
+	defer c.writing.Store(0)
+	patience := c.server.opts.SlowReader
+	if large := int64(len(b)); large > keepOut {
+		if c.server.unsent.Add(large) > maxUnsent {
+			patience = min(patience, hurry)
+		}
+		defer c.server.unsent.Add(-large)
+	}
 	for len(b) > 0 {
-		if err := c.nc.SetWriteDeadline(time.Now().Add(c.server.opts.SlowReader)); err != nil {
+		now := time.Now()
+		c.writing.Store(now.UnixNano())
+		if err := c.nc.SetWriteDeadline(now.Add(patience)); err != nil {
 			return err
 		}
 		n, err := c.nc.Write(b)
 		b = b[n:]
 		if err != nil && !(n > 0 && errors.Is(err, os.ErrDeadlineExceeded)) {
 			if errors.Is(err, os.ErrDeadlineExceeded) {
-				c.server.metrics.Dropped(status.DropSlowReader)
-				c.server.log.Info().Stringer("client", c.from).Msg("connection closed: the client does not read its answers")
+				c.dropped(status.DropSlowReader)
 			}
 			return err
 		}
@@ -121,20 +147,54 @@ func (c *conn) send(b []byte) error {
 	return nil
 }
 
-// lingerTimeout and lingerBytes bound what is still read from a client whose
-// connection is to be closed: closing with unread input would take the reply
-// back that explains why.
+// dropped counts and logs that the connection is closed for reason, one of
+// [status]'s.
+func (c *conn) dropped(reason string) {
+	c.server.metrics.Dropped(reason)
+	c.server.seldom.Warn().Stringer("client", c.from).Str("reason", reason).Msg("connection closed")
+}
+
+// stuck is why the connection may be closed to make room for others: its client
+// has sent half a line, or has taken nothing of a reply, for long. Empty where
+// it may not: one that is idle never.
+func (c *conn) stuck(now time.Time) (reason string) {
+	since := func(at int64) time.Duration {
+		if at == 0 {
+			return 0
+		}
+		return now.Sub(time.Unix(0, at))
+	}
+	switch {
+	case since(c.in.begun.Load()) > halfLine:
+		return status.DropSlowSender
+	case since(c.writing.Load()) > halfReply:
+		return status.DropSlowReader
+	}
+	return ""
+}
+
+// lingerTimeout, lingerBytes and lingering bound what is still read from
+// clients whose connections are to be closed: closing with unread input would
+// take the reply back that explains why.
 const (
 	lingerTimeout = 2 * time.Second
-	lingerBytes   = 64 << 20
+	lingerBytes   = 4 << 20
+	lingering     = 32 // connections at once; others see theirs break
 )
 
-// refuseLongLine tells the client why its connection is closed.
-func (c *conn) refuseLongLine() {
-	c.server.metrics.Dropped(status.DropLongLine)
-	c.server.seldom.Warn().Stringer("client", c.from).Int("limit", c.server.opts.MaxLine).Msg("connection closed: request line is too long")
-	refusal := &protocol.Error{Code: "bad_params", Text: "Request line is too long; at most " + strconv.Itoa(c.server.opts.MaxLine) + " bytes are read"}
-	if err := c.send(protocol.AppendErr(nil, refusal, nil)); err != nil {
+// refuseLine tells the client why its connection is closed.
+func (c *conn) refuseLine(why error) {
+	text := "Request line is too long; at most " + strconv.Itoa(c.server.opts.MaxLine) + " bytes are read"
+	if errors.Is(why, errLongLines) {
+		text = "Too many long request lines at once; try again"
+		c.server.makeRoom()
+	}
+	c.dropped(status.DropLongLine)
+	if err := c.send(protocol.AppendErr(nil, &protocol.Error{Code: "bad_params", Text: text}, nil)); err != nil {
+		return
+	}
+	defer c.server.lingering.Add(-1)
+	if c.server.lingering.Add(1) > lingering {
 		return
 	}
 	half, ok := c.nc.(interface{ CloseWrite() error })

@@ -36,11 +36,14 @@ type server struct {
 	seldom  zerolog.Logger // log, for what a flood of connections would say too often
 
 	longLines atomic.Int64 // bytes of long lines being gathered
+	unsent    atomic.Int64 // bytes of large replies being sent
+	lingering atomic.Int64 // connections that are read from although they are to be closed
 	closing   atomic.Bool  // no further request is begun
 
-	mu    sync.Mutex // guards conns
-	conns map[*conn]struct{}
-	wg    sync.WaitGroup // one for each of conns
+	mu     sync.Mutex // guards conns and looked
+	conns  map[*conn]struct{}
+	looked time.Time      // when it was last looked for connections that are stuck
+	wg     sync.WaitGroup // one for each of conns
 }
 
 func newServer(o serverOptions, answer answerer, m *status.Metrics, log zerolog.Logger) *server {
@@ -134,10 +137,65 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
+// socketBuffer is what the system may hold of a connection's bytes, in each
+// direction. Left to itself it holds megabytes for a client that floods, or that
+// does not read; requests and replies are short.
+const socketBuffer = 128 << 10
+
+func boundSocket(nc net.Conn) {
+	if tcp, ok := nc.(*net.TCPConn); ok {
+		// Where the system does not take them its own bounds hold.
+		_ = tcp.SetReadBuffer(socketBuffer)
+		_ = tcp.SetWriteBuffer(socketBuffer)
+	}
+}
+
+// What clients may take when there are too many of them. Otherwise one may be
+// idle for ever, and take a year to send a line.
+const (
+	halfLine  = time.Minute      // since a line began to arrive that is not complete
+	halfReply = 30 * time.Second // since the client took the last bytes of a reply that is not sent
+	lookAgain = time.Second      // until it is looked once more for those who exceed it
+)
+
+func (s *server) full() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns) >= s.opts.MaxConns
+}
+
+// makeRoom closes the connections that are stuck.
+func (s *server) makeRoom() {
+	now := time.Now()
+	s.mu.Lock()
+	if now.Sub(s.looked) < lookAgain {
+		s.mu.Unlock()
+		return
+	}
+	s.looked = now
+	stuck := make(map[*conn]string)
+	for c := range s.conns {
+		if reason := c.stuck(now); reason != "" {
+			stuck[c] = reason
+			delete(s.conns, c) // its place is free from now on
+		}
+	}
+	s.mu.Unlock()
+	for c, reason := range stuck {
+		c.dropped(reason)
+		c.close()
+	}
+}
+
 // take serves nc in a goroutine of its own, unless there are too many
-// connections.
+// connections. Then it is closed without a word: a client that reads an error
+// takes it for the answer to its request, and one that reads nothing asks
+// another tracker.
 func (s *server) take(work context.Context, nc net.Conn) {
 	c := newConn(s, nc)
+	if s.full() {
+		s.makeRoom()
+	}
 	s.mu.Lock()
 	full := len(s.conns) >= s.opts.MaxConns
 	refuse := full || s.closing.Load()
@@ -154,6 +212,7 @@ func (s *server) take(work context.Context, nc net.Conn) {
 		c.close()
 		return
 	}
+	boundSocket(nc)
 	s.metrics.Opened()
 	go func() {
 		defer s.wg.Done()

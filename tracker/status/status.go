@@ -14,6 +14,7 @@ import (
 // Reasons for which a tracker closes a connection of its own accord.
 const (
 	DropSlowReader = "slow_reader" // the client did not read its answers
+	DropSlowSender = "slow_sender" // the client sent half a line, and others needed its place
 	DropLongLine   = "long_line"   // a request line beyond the limit
 	DropGivenUp    = "given_up"    // a request that did not end
 )
@@ -78,7 +79,7 @@ func New(src Sources) *Metrics {
 		}),
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mogile_tracker_connections_dropped_total",
-			Help: "Client connections closed by the tracker, by reason: slow_reader, long_line, given_up.",
+			Help: "Client connections closed by the tracker, by reason: slow_reader, slow_sender, long_line, given_up.",
 		}, []string{"reason"}),
 	}
 	info := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -86,7 +87,7 @@ func New(src Sources) *Metrics {
 		Help:        "Always 1; the labels name the tracker and its version.",
 		ConstLabels: prometheus.Labels{"name": src.Name, "version": src.Version},
 	}, func() float64 { return 1 })
-	for _, reason := range []string{DropSlowReader, DropLongLine, DropGivenUp} {
+	for _, reason := range []string{DropSlowReader, DropSlowSender, DropLongLine, DropGivenUp} {
 		m.dropped.WithLabelValues(reason)
 	}
 	m.registry.MustRegister(m.queries, m.seconds, m.conns, m.accepted, m.refused, m.dropped, info,

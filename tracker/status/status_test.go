@@ -39,14 +39,18 @@ func TestMetricsTellWhatHappened(t *testing.T) {
 	m.Refused()
 	m.Dropped(status.DropSlowReader)
 	want := `
+# HELP mogile_tracker_abandoned_workers Workers of each job that hang, and were given up and replaced. Above 0: see the log, and restart the tracker when convenient.
+# TYPE mogile_tracker_abandoned_workers gauge
+mogile_tracker_abandoned_workers{job="delete"} 2
 # HELP mogile_tracker_connections Open client connections. At the limit new ones are refused.
 # TYPE mogile_tracker_connections gauge
 mogile_tracker_connections 1
-# HELP mogile_tracker_connections_dropped_total Client connections closed by the tracker, by reason: slow_reader, long_line, given_up.
+# HELP mogile_tracker_connections_dropped_total Client connections closed by the tracker, by reason: slow_reader, slow_sender, long_line, given_up.
 # TYPE mogile_tracker_connections_dropped_total counter
 mogile_tracker_connections_dropped_total{reason="given_up"} 0
 mogile_tracker_connections_dropped_total{reason="long_line"} 0
 mogile_tracker_connections_dropped_total{reason="slow_reader"} 1
+mogile_tracker_connections_dropped_total{reason="slow_sender"} 0
 # HELP mogile_tracker_connections_refused_total Client connections closed at once because the limit was reached. Raise the limit or find the client that leaks.
 # TYPE mogile_tracker_connections_refused_total counter
 mogile_tracker_connections_refused_total 1
@@ -76,7 +80,7 @@ mogile_tracker_workers{job="delete"} 1
 mogile_tracker_workers{job="replicate"} 4
 `
 	err := testutil.GatherAndCompare(m.Registry(), strings.NewReader(want),
-		"mogile_tracker_connections", "mogile_tracker_connections_dropped_total", "mogile_tracker_connections_refused_total",
+		"mogile_tracker_abandoned_workers", "mogile_tracker_connections", "mogile_tracker_connections_dropped_total", "mogile_tracker_connections_refused_total",
 		"mogile_tracker_info", "mogile_tracker_pending_queries", "mogile_tracker_queries_total",
 		"mogile_tracker_query_workers", "mogile_tracker_queue_rows", "mogile_tracker_watchers", "mogile_tracker_workers")
 	if err != nil {
