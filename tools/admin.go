@@ -101,7 +101,7 @@ func hostList(s *session, _ []string) error {
 	if err != nil {
 		return err
 	}
-	return list(s.out, hosts, []string{">hostid", "host", "status", "ip", ">port", ">getport", "altip", "altmask"}, func(h protocol.Host) []string {
+	return list(s.out, hosts, []string{">hostid", "host", "status", "ip", ">port", ">?getport", "?altip", "?altmask"}, func(h protocol.Host) []string {
 		getPort := ""
 		if h.GetPort != 0 {
 			getPort = strconv.Itoa(h.GetPort)
@@ -261,7 +261,7 @@ func deviceList(s *session, args []string) error {
 	rows = slices.DeleteFunc(rows, func(d deviceRow) bool {
 		return d.Status == "dead" && !s.Bool("all") || len(args) > 0 && !slices.Contains(args, d.Host)
 	})
-	return list(s.out, rows, []string{"host", ">device", "status", "seen as", ">size", ">used", ">free", ">use%", ">io%", ">weight"}, func(d deviceRow) []string {
+	return list(s.out, rows, []string{"host", ">device", "status", "seen as", ">size", ">?used", ">free", ">use%", ">?io%", ">?weight"}, func(d deviceRow) []string {
 		return append(append([]string{d.Host, "dev" + d.ID.String(), d.Status, d.Observed}, usage(d.TotalMB, d.UsedMB)...),
 			d.Utilization, strconv.FormatInt(d.Weight, 10))
 	})

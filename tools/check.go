@@ -371,7 +371,7 @@ func (r *report) write(o *output) error {
 	}{
 		{[]string{"tracker", "answer", ">took"}, trackers},
 		{[]string{"host", "address", "status", "answer"}, hosts},
-		{[]string{"host", ">device", "status", "seen as", ">size", ">used", ">free", ">use%", ">io%", "answer"}, devs},
+		{[]string{"host", ">device", "status", "seen as", ">size", ">?used", ">free", ">use%", ">?io%", "answer"}, devs},
 	} {
 		if len(t.rows) == 0 {
 			continue

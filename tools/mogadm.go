@@ -50,13 +50,8 @@ func RunAdm(ctx context.Context, args []string, stdin io.Reader, stdout, stderr 
 	if err == nil {
 		return 0
 	}
-	if text := err.Error(); text != "" {
-		fmt.Fprintln(stderr, "mogadm: "+ownName.ReplaceAllString(text, "mogadm $1"))
-	}
-	if e, ok := errors.AsType[cli.ExitCoder](err); ok {
-		return e.ExitCode()
-	}
-	return exitUsage // what the command-line package itself refuses
+	fmt.Fprintln(stderr, "mogadm: "+ownName.ReplaceAllString(err.Error(), "mogadm $1"))
+	return exitCode(err)
 }
 
 // ownName finds the commands in hints that mogadm has itself.

@@ -11,7 +11,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -49,9 +51,52 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		return 0
 	}
-	if text := err.Error(); text != "" {
-		fmt.Fprintln(stderr, "mogtool: "+text)
+	if wantsJSON(args) {
+		_ = encode(stderr, errorObject(err)) // there is nowhere else to say it
+	} else {
+		fmt.Fprintln(stderr, "mogtool: "+err.Error())
 	}
+	return exitCode(err)
+}
+
+// wantsJSON is whether --json is among the arguments, or its variable set,
+// however little of the rest was understood.
+func wantsJSON(args []string) bool {
+	want, _ := strconv.ParseBool(os.Getenv("MOGILE_JSON")) // anything else is refused elsewhere
+	for _, arg := range args {
+		name, value, given := strings.Cut(arg, "=")
+		switch {
+		case arg == "--":
+			return want
+		case name != "--json" && name != "-json":
+		case !given:
+			want = true
+		default:
+			want, _ = strconv.ParseBool(value)
+		}
+	}
+	return want
+}
+
+// errorJSON is an error with --json, one line on standard error.
+type errorJSON struct {
+	Error string `json:"error"`
+	Code  string `json:"code,omitempty"` // the tracker's
+	Hint  string `json:"hint,omitempty"`
+}
+
+func errorObject(err error) errorJSON {
+	e := errorJSON{Error: err.Error()}
+	if f, ok := errors.AsType[*failure](err); ok {
+		e.Error, e.Hint = f.err.Error(), f.hint
+	}
+	if refusal, ok := errors.AsType[*protocol.Error](err); ok {
+		e.Code = refusal.Code
+	}
+	return e
+}
+
+func exitCode(err error) int {
 	if e, ok := errors.AsType[cli.ExitCoder](err); ok {
 		return e.ExitCode()
 	}
@@ -123,7 +168,7 @@ func usageError(c *cli.Context, format string, args ...any) error {
 }
 
 func onUsageError(c *cli.Context, err error, _ bool) error {
-	return &failure{err: err, hint: "see 'mogtool --help'", code: exitUsage}
+	return &failure{err: err, hint: "see '" + c.App.Name + " --help'", code: exitUsage}
 }
 
 // unknownCommand is what a group of commands does where none of them was named.

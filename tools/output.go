@@ -24,6 +24,7 @@ type output struct {
 	w, errw  io.Writer
 	json     bool
 	terminal bool // w is one
+	width    int  // of the terminal; 0 is any
 	color    bool
 	progress bool // errw is a terminal
 }
@@ -31,6 +32,9 @@ type output struct {
 func newOutput(c *cli.Context) *output {
 	o := &output{w: c.App.Writer, errw: c.App.ErrWriter, json: c.Bool("json")}
 	o.terminal = isTerminal(o.w)
+	if o.terminal {
+		o.width = terminalWidth(o.w.(*os.File))
+	}
 	o.color = o.terminal && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 	o.progress = isTerminal(o.errw)
 	return o
@@ -41,9 +45,20 @@ func isTerminal(w io.Writer) bool {
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
+// terminalWidth is how many columns f shows, 0 where it does not say.
+func terminalWidth(f *os.File) int {
+	width, _, err := term.GetSize(int(f.Fd()))
+	if err != nil {
+		return 0
+	}
+	return width
+}
+
 // object writes v as one line of JSON.
-func (o *output) object(v any) error {
-	e := json.NewEncoder(o.w)
+func (o *output) object(v any) error { return encode(o.w, v) }
+
+func encode(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
 	e.SetEscapeHTML(false)
 	return e.Encode(v)
 }
@@ -72,12 +87,89 @@ func (o *output) shown(s string) string {
 	return b.String()
 }
 
-// table writes rows under a header; columns of numbers are marked with a ">" at
-// the header's beginning. Off a terminal there is nothing but blanks between
-// columns.
+// column is a column of a table. In a header its name has the marks ">" for
+// numbers, which stand at the right, and "?" for what may be left out where the
+// terminal is narrow.
+type column struct {
+	name          string
+	right, option bool
+	width         int // of its widest cell
+}
+
+func columns(header []string, rows [][]string) []column {
+	cols := make([]column, len(header))
+	for i, h := range header {
+		c := &cols[i]
+		c.name = strings.TrimLeft(h, ">?")
+		marks := h[:len(h)-len(c.name)]
+		c.right, c.option = strings.Contains(marks, ">"), strings.Contains(marks, "?")
+		c.width = text.StringWidth(c.name)
+		for _, r := range rows {
+			c.width = max(c.width, text.StringWidth(r[i]))
+		}
+	}
+	return cols
+}
+
+// narrowest is how far a column of words is narrowed, its cells wrapped.
+const narrowest = 8
+
+// fit makes a table as wide as a terminal: it leaves out columns that may be
+// left out, the last first; then it narrows the widest columns of words; then it
+// leaves out the last columns. It returns which columns stay and how wide each
+// is. frame is the width of what stands around a table of n columns.
+func fit(cols []column, width int, frame func(n int) int) (keep []bool, widths []int) {
+	keep, widths = make([]bool, len(cols)), make([]int, len(cols))
+	kept := len(cols)
+	for i, c := range cols {
+		keep[i], widths[i] = true, c.width
+	}
+	tooWide := func() bool {
+		sum := frame(kept)
+		for i, w := range widths {
+			if keep[i] {
+				sum += w
+			}
+		}
+		return sum > width
+	}
+	drop := func(may func(i int) bool) {
+		for i := len(cols) - 1; i > 0 && tooWide(); i-- {
+			if keep[i] && may(i) {
+				keep[i] = false
+				kept--
+			}
+		}
+	}
+	drop(func(i int) bool { return cols[i].option })
+	for tooWide() {
+		widest := -1
+		for i, c := range cols {
+			if keep[i] && !c.right && widths[i] > narrowest && (widest < 0 || widths[i] > widths[widest]) {
+				widest = i
+			}
+		}
+		if widest < 0 {
+			break
+		}
+		widths[widest]--
+	}
+	drop(func(int) bool { return true })
+	return keep, widths
+}
+
+// table writes rows under a header. Off a terminal there is nothing but blanks
+// between columns; on one it is as wide as that at most, and a row that has to
+// be narrower goes on in a second line of its cells.
 func (o *output) table(header []string, rows [][]string) error {
 	if len(rows) == 0 {
 		return nil
+	}
+	shown := make([][]string, len(rows))
+	for i, r := range rows {
+		for _, cell := range r {
+			shown[i] = append(shown[i], o.shown(cell))
+		}
 	}
 	t := table.NewWriter()
 	style := table.StyleLight
@@ -91,21 +183,28 @@ func (o *output) table(header []string, rows [][]string) error {
 	}
 	style.Format.Header = text.FormatDefault
 	t.SetStyle(style)
-	var configs []table.ColumnConfig
+	cols := columns(header, shown)
+	configs := make([]table.ColumnConfig, len(cols))
 	var head table.Row
-	for i, h := range header {
-		if name, ok := strings.CutPrefix(h, ">"); ok {
-			configs = append(configs, table.ColumnConfig{Number: i + 1, Align: text.AlignRight, AlignHeader: text.AlignRight})
-			h = name
+	for i, c := range cols {
+		configs[i].Number = i + 1
+		if c.right {
+			configs[i].Align, configs[i].AlignHeader = text.AlignRight, text.AlignRight
 		}
-		head = append(head, h)
+		head = append(head, c.name)
+	}
+	if o.width > 0 {
+		keep, widths := fit(cols, o.width, func(n int) int { return 3*n + 1 })
+		for i := range cols {
+			configs[i].Hidden, configs[i].WidthMax, configs[i].WidthMaxEnforcer = !keep[i], widths[i], text.WrapSoft
+		}
 	}
 	t.SetColumnConfigs(configs)
 	t.AppendHeader(head)
-	for _, r := range rows {
+	for _, r := range shown {
 		var row table.Row
 		for _, cell := range r {
-			row = append(row, o.shown(cell))
+			row = append(row, cell)
 		}
 		t.AppendRow(row)
 	}
@@ -143,9 +242,15 @@ func (o *output) done(reply protocol.Args) error {
 	return o.args(reply)
 }
 
-// note tells people something beside the result, on standard error.
+// note tells something beside the result, on standard error.
 func (o *output) note(format string, args ...any) error {
-	_, err := fmt.Fprintf(o.errw, "note: "+format+"\n", args...)
+	text := fmt.Sprintf(format, args...)
+	if o.json {
+		return encode(o.errw, struct {
+			Note string `json:"note"`
+		}{text})
+	}
+	_, err := fmt.Fprintln(o.errw, "note: "+text)
 	return err
 }
 

@@ -120,7 +120,7 @@ func settingsList(s *session, _ []string) error {
 			rows[i].About, rows[i].Idle = k.about, k.idle
 		}
 	}
-	return list(s.out, rows, []string{"key", "value", "is"}, func(r settingRow) []string {
+	return list(s.out, rows, []string{"key", "value", "?is"}, func(r settingRow) []string {
 		is := r.About
 		if r.Idle != "" {
 			is += " (" + r.Idle + ")"
