@@ -243,8 +243,8 @@ func (l *listener) drain() (stop func() bool) {
 	return time.AfterFunc(freshGrace, func() { l.closeIdle(0) }).Stop
 }
 
-// file is a descriptor of the listening socket, for another process.
-func (l *listener) file() (*os.File, error) {
+// ListenerFile is a descriptor of a listening socket, for another process.
+func ListenerFile(l *net.TCPListener) (*os.File, error) {
 	raw, err := l.SyscallConn()
 	if err != nil {
 		return nil, err

@@ -50,6 +50,11 @@ type Daemon struct {
 	end     ending
 }
 
+// PatientDrain bounds an end for which nobody waits: that of a daemon that another
+// has taken over from, or that was asked to finish what it has begun. Clients
+// that do nothing for a minute are cut off before.
+const PatientDrain = time.Hour
+
 // ending is the end of a daemon, and when it is over.
 type ending struct {
 	begun, over chan struct{} // closed
@@ -151,11 +156,14 @@ func New(o Options) (_ *Daemon, err error) {
 		d.side = &sideChannel{
 			listener: l, docroot: d.docroot, disks: d.disks, buffers: bufs, meter: m, log: o.Log,
 			shutdown: func(graceful bool) {
-				limit := d.drain
-				if o.ShutdownAtOnce && !graceful {
-					limit = 0
+				switch {
+				case graceful:
+					d.Stop(PatientDrain)
+				case o.ShutdownAtOnce:
+					d.Stop(0)
+				default:
+					d.Stop(d.drain)
 				}
-				d.Stop(limit)
 			},
 			ended: make(chan struct{}), fsck: map[string]chan struct{}{},
 		}
@@ -198,7 +206,7 @@ func (d *Daemon) listeners() []*listener {
 func (d *Daemon) ListenerFiles() ([]*os.File, error) {
 	var files []*os.File
 	for _, l := range d.listeners() {
-		f, err := l.file()
+		f, err := ListenerFile(l.TCPListener)
 		if err != nil {
 			for _, f := range files {
 				f.Close() // nothing was written to it

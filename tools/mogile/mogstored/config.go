@@ -7,7 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
+
+	"github.com/mogile/mogile/tools/mogile/getopt"
 )
 
 // Daemon is the daemon under whose name the program runs.
@@ -83,119 +84,84 @@ func get(settings []Setting, key string) (Setting, bool) {
 	return Setting{}, false
 }
 
-// optionNames are what a command line may have beside the keys of the file.
-func optionNames(d Daemon) []string {
-	names := []string{"config", "help", "version"}
-	if d == Mogstored {
-		return append(names, "skipconfig")
+// commandLineOptions are what a command line may have.
+func commandLineOptions(d Daemon) []getopt.Option {
+	all := []getopt.Option{
+		{Name: "config", Takes: getopt.Value},
+		{Name: "help"},
+		{Name: "version"},
 	}
-	return append(names, "multi", "worker-processes")
+	if d == Mogstored {
+		all = append(all, getopt.Option{Name: "skipconfig", Short: 's'})
+	} else {
+		all = append(all, getopt.Option{Name: "multi"}, getopt.Option{Name: "worker-processes", Takes: getopt.Value})
+	}
+	for key, o := range options() {
+		g := getopt.Option{Name: key, Takes: getopt.Value}
+		switch {
+		case o.fileOnly:
+			continue
+		case o.kind == boolean:
+			g.Takes = getopt.Nothing
+		}
+		if key == "daemonize" {
+			g.Short = 'd'
+		}
+		all = append(all, g)
+	}
+	return all
 }
 
-// parseArgs reads options as Getopt::Long does: with one dash or two, the value
-// behind "=" or as the next argument, names cut short where that leaves no
-// doubt.
+// parseArgs takes a command line apart, without the program's name.
 func parseArgs(d Daemon, args []string) (commandLine, error) {
-	var c commandLine
-	known := options()
-	names := optionNames(d)
-	var own []string
-	for key, o := range known {
-		switch {
-		case o.own:
-			own = append(own, key)
-		case !o.fileOnly:
-			names = append(names, key)
-		}
+	given, operands, err := getopt.Parse(commandLineOptions(d), args)
+	if err != nil {
+		return commandLine{}, err
 	}
+	var c commandLine
 	var errs []error
-	for len(args) > 0 {
-		arg := args[0]
-		args = args[1:]
-		name, ok := strings.CutPrefix(arg, "-")
-		name = strings.TrimPrefix(name, "-")
-		if !ok || name == "" {
-			errs = append(errs, fmt.Errorf("unexpected argument %q: options begin with --", arg))
-			continue
+	if len(operands) > 0 {
+		errs = append(errs, fmt.Errorf("unexpected argument %q: options begin with --", operands[0]))
+	}
+	known := options()
+	for _, g := range given {
+		o, isKey := known[g.Name]
+		if !isKey && g.Name != "config" && g.Name != "worker-processes" {
+			o.kind = boolean
 		}
-		name, value, hasValue := strings.Cut(name, "=")
-		full, err := complete(name, names, own)
+		if o.kind == boolean && !g.HasValue {
+			g.Value = "1"
+		}
+		value, err := o.check(g.Value)
 		if err != nil {
-			errs = append(errs, err)
+			errs = append(errs, fmt.Errorf("--%s %w", g.Name, err))
 			continue
 		}
-		flag := full == "skipconfig" || full == "multi" || full == "help" || full == "version" || known[full].kind == boolean
-		switch {
-		case hasValue:
-		case flag:
-			value = "1"
-		case len(args) == 0:
-			errs = append(errs, fmt.Errorf("--%s has no value", full))
-			continue
-		default:
-			value, args = args[0], args[1:]
-		}
-		var set bool
-		if flag {
-			truth, err := option{kind: boolean}.check(value)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("--%s %w", full, err))
-				continue
-			}
-			value, set = truth, truth == "true"
-		}
-		switch full {
+		switch g.Name {
 		case "config":
 			c.configs = append(c.configs, value)
 		case "skipconfig":
-			c.skip = set
+			c.skip = value == "true"
 		case "multi":
-			c.multi = set
+			c.multi = value == "true"
 		case "help":
-			c.help = set
+			c.help = value == "true"
 		case "version":
-			c.version = set
+			c.version = value == "true"
 		case "worker-processes":
 			c.workers = value
 		default:
-			checked, err := known[full].check(value)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("--%s %w", full, err))
-				continue
-			}
-			c.settings = append(c.settings, Setting{Key: full, Value: checked, From: "--" + full})
+			c.settings = append(c.settings, Setting{Key: g.Name, Value: value, From: "--" + g.Name})
 		}
 	}
-	return c, errors.Join(errs...)
-}
-
-// complete finds the name that is meant. MogileFS's names go before our own.
-func complete(name string, names, own []string) (string, error) {
-	switch name {
-	case "d":
-		return "daemonize", nil
-	case "s":
-		if slices.Contains(names, "skipconfig") {
-			return "skipconfig", nil
-		}
+	if err := errors.Join(errs...); err != nil {
+		return commandLine{}, &getopt.Error{Text: err.Error()}
 	}
-	for _, list := range [][]string{names, own} {
-		if slices.Contains(list, name) {
-			return name, nil
-		}
-		found := slices.DeleteFunc(slices.Sorted(slices.Values(list)), func(n string) bool { return !strings.HasPrefix(n, name) })
-		switch {
-		case len(found) == 1:
-			return found[0], nil
-		case len(found) > 1:
-			return "", fmt.Errorf("option --%s is ambiguous: --%s", name, strings.Join(found, ", --"))
-		}
-	}
-	return "", fmt.Errorf("unknown option --%s: see --help", name)
+	return c, nil
 }
 
 // Parse reads a command line, without the program's name, and the files that it
-// names. The errors say what to do; all that are found are reported.
+// names. The errors say what to do; those of the command line are [*getopt.Error].
 func Parse(d Daemon, args []string, s Surroundings) (Config, error) {
 	line, err := parseArgs(d, args)
 	if err != nil {
