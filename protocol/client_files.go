@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // PathsOptions say how [Client.Paths] looks for a file.
@@ -19,6 +20,9 @@ type PathsOptions struct {
 	NoVerify bool
 	// Count is the most paths wanted; less than 2 is 2.
 	Count int
+	// Stale permits an answer from the tracker's memory that is so old, in whole
+	// seconds, at most an hour: see docs/path-cache.md.
+	Stale time.Duration
 }
 
 // Paths are URLs of the file stored under key, best first. None is not an
@@ -31,6 +35,9 @@ func (c *Client) Paths(ctx context.Context, domain, key string, o PathsOptions) 
 	}
 	if o.Count > 2 {
 		args.AddInt("pathcount", int64(o.Count))
+	}
+	if o.Stale >= time.Second {
+		args.AddInt("stale", int64(o.Stale/time.Second))
 	}
 	reply, err := c.Do(ctx, "get_paths", c.zoned(args))
 	if err != nil {

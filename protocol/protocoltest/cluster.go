@@ -156,6 +156,15 @@ func (c *Cluster) execute(command string, a protocol.Args, out *protocol.Args) *
 			return protocol.ErrUnknownKey
 		}
 	}
+	if n, ok := a.Lookup("if_fid"); ok && command != "create_close" {
+		named := f
+		if command == "rename" {
+			named = c.files[domain][a.Get("from_key")]
+		}
+		if named != nil && n != named.fid.String() {
+			return protocol.ErrFIDMismatch
+		}
+	}
 	switch command {
 	case "noop", "test", "replicate_now":
 	case "clear_cache":
@@ -314,10 +323,10 @@ func (c *Cluster) createClose(a protocol.Args) *protocol.Error {
 			return protocol.ErrKeyExists
 		}
 		if n, ok := a.Lookup("if_fid"); ok && n != f.fid.String() {
-			return protocol.Err("fid_mismatch")
+			return protocol.ErrFIDMismatch
 		}
 	} else if n, ok := a.Lookup("if_fid"); ok && n != "0" {
-		return protocol.Err("fid_mismatch")
+		return protocol.ErrFIDMismatch
 	}
 	delete(c.uploads, fid)
 	if !slices.Contains(u.devs, dev) {
