@@ -1,4 +1,4 @@
-# make         build ./mogile and ./mogtool
+# make         build ./mogile, and link its other names to it
 # make test    install what the tests need, and run them all with the race detector
 # make soak    the same scenarios in large, and an hour of fuzzing
 # make fuzz    the fuzz targets alone, FUZZ seconds in all
@@ -22,7 +22,7 @@ all: build
 # The binary is static: no C library is linked in.
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o mogile .
-	ln -sf mogile mogtool
+	for name in mogtool mogadm mogilefsd mogdbsetup mogstored mogautomount; do ln -sf mogile $$name; done
 
 test: deps
 	$(GO) test -race -p $(PARALLEL) -timeout 8m ./...
@@ -53,4 +53,4 @@ deps:
 	@.ci/deps
 
 clean:
-	rm -f mogile mogtool
+	rm -f mogile mogtool mogadm mogilefsd mogdbsetup mogstored mogautomount

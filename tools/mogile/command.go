@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/mogile/mogile/tools"
+	"github.com/mogile/mogile/tools/mogile/process"
 )
 
 // Exit codes, the same for mogile and mogtool.
@@ -25,8 +26,9 @@ const (
 )
 
 // Run executes one command line, args[0] being the program's name: under a name
-// that begins with "mogtool" it is mogtool, otherwise mogile. It returns the
-// exit code. Cancelling ctx stops what runs, politely.
+// that begins with "mogtool", "mogadm", "mogilefsd" or "mogdbsetup" it is that
+// program, otherwise mogile. It returns the exit code. Cancelling ctx stops what
+// runs, politely.
 func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogtool") {
 		return tools.Run(ctx, args, stdin, stdout, stderr)
@@ -34,17 +36,21 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if len(args) > 1 && args[1] == "mogtool" {
 		return tools.Run(ctx, args[1:], stdin, stdout, stderr)
 	}
-	app := &cli.App{
+	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogadm") {
+		return tools.RunAdm(ctx, args, stdin, stdout, stderr)
+	}
+	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogilefsd") {
+		return runMogilefsd(ctx, args, stdin, stdout, stderr)
+	}
+	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogdbsetup") {
+		return runMogdbsetup(ctx, args, stdin, stdout, stderr)
+	}
+	return runApp(ctx, &cli.App{
 		Name:                 "mogile",
 		Usage:                "store files on many disks, and keep the copies that each class asks for",
 		Version:              Version(),
 		EnableBashCompletion: true,
-		Reader:               stdin,
-		Writer:               stdout,
-		ErrWriter:            stderr,
 		Commands:             []*cli.Command{devCommand(), trackerCommand(), storagedCommand(), migrateCommand(), tools.Command()},
-		ExitErrHandler:       func(*cli.Context, error) {},
-		OnUsageError:         usageError,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage("no command %q: see mogile help", c.Args().First())
@@ -58,7 +64,14 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			"   mogile storaged --docroot /var/mogdata              a storage daemon\n" +
 			"   mogile mogtool --domain test put photo.jpg photo1   everything an operator or a script does\n\n" +
 			cli.AppHelpTemplate,
-	}
+	}, args, stdin, stdout, stderr)
+}
+
+// runApp runs app, tells its error, and returns the exit code.
+func runApp(ctx context.Context, app *cli.App, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	app.Reader, app.Writer, app.ErrWriter = stdin, stdout, stderr
+	app.ExitErrHandler = func(*cli.Context, error) {}
+	app.OnUsageError = usageError
 	for _, c := range app.Commands {
 		c.OnUsageError = usageError
 	}
@@ -66,7 +79,10 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if err == nil {
 		return ExitDone
 	}
-	fmt.Fprintf(stderr, "mogile: %v\n", err)
+	if e, ok := errors.AsType[*process.ExitError](err); ok && e.Code > 0 {
+		return e.Code // it has said why
+	}
+	fmt.Fprintf(stderr, "%s: %v\n", app.Name, err)
 	if errors.As(err, new(usageErr)) {
 		return ExitUsage
 	}
@@ -144,15 +160,23 @@ func statusFlags() []cli.Flag {
 	}
 }
 
+// formatMogileFS is a log as mogilefsd has it on standard output.
+const formatMogileFS = "mogilefs"
+
 // logger builds the logger that c's flags ask for. Logs go to standard error,
 // and to the others as JSON.
 func logger(c *cli.Context, others ...io.Writer) (zerolog.Logger, error) {
+	return loggerTo(c.App.ErrWriter, c, others...)
+}
+
+// loggerTo is logger with out in place of standard error.
+func loggerTo(out io.Writer, c *cli.Context, others ...io.Writer) (zerolog.Logger, error) {
 	level, err := zerolog.ParseLevel(c.String("log-level"))
 	if err != nil || c.String("log-level") == "" {
 		return zerolog.Logger{}, usage("--log-level %q: use debug, info, warn or error", c.String("log-level"))
 	}
-	var out = c.App.ErrWriter
 	switch format := c.String("log-format"); {
+	case out == io.Discard:
 	case format == "text", format == "" && isTerminal(out):
 		out = zerolog.ConsoleWriter{Out: out, TimeFormat: time.TimeOnly, NoColor: os.Getenv("NO_COLOR") != "" || !isTerminal(out)}
 	case format == "json", format == "":

@@ -3,8 +3,6 @@ package mogile
 import (
 	"errors"
 	"fmt"
-	"net"
-	"os"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/collectors"
@@ -14,7 +12,6 @@ import (
 	"github.com/mogile/mogile/schema/open"
 	"github.com/mogile/mogile/storaged"
 	"github.com/mogile/mogile/storaged/volume"
-	"github.com/mogile/mogile/tracker"
 )
 
 func databaseFlags() []cli.Flag {
@@ -40,82 +37,6 @@ func databaseOptions(c *cli.Context) (open.Options, error) {
 	}, nil
 }
 
-func trackerCommand() *cli.Command {
-	flags := append(databaseFlags(),
-		&cli.StringSliceFlag{Name: "listen", Aliases: []string{"l"}, Value: cli.NewStringSlice("0.0.0.0:7001"), EnvVars: env("listen"), Usage: "`ADDR` for clients; may be given several times"},
-		stringFlag("name", "", "this tracker's name among those on the database; empty: the host's name and the port"),
-		intFlag("storage-mgmt-port", 7501, "side-channel port of the storage daemons, the same on all hosts; 0: none"),
-		intFlag("query-jobs", 20, "requests worked on at once"),
-		intFlag("replicate-jobs", 4, "replicate workers"),
-		intFlag("delete-jobs", 1, "delete workers"),
-		intFlag("min-free-space", 100, "MiB; devices with less get no new files"),
-		intFlag("default-mindevcount", 2, "mindevcount of the class default where it has no row"),
-		durationFlag("node-timeout", 2*time.Second, "how long a storage daemon may take to answer"),
-		durationFlag("conn-timeout", 2*time.Second, "how long connecting to a storage daemon may take"),
-		intFlag("conn-pool-size", 20, "connections to storage daemons"),
-		boolFlag("repl-use-get-port", "replicate from the storage hosts' get port"),
-		durationFlag("tempfile-age", time.Hour, "age at which an upload that was not closed is given up"),
-		intFlag("max-conns", 10000, "client connections at once"),
-	)
-	return &cli.Command{
-		Name:   "tracker",
-		Usage:  "answer clients, choose devices, and keep files at their policy",
-		Flags:  append(append(flags, statusFlags()...), logFlags("info")...),
-		Action: runTracker,
-	}
-}
-
-func runTracker(c *cli.Context) error {
-	if err := noArguments(c); err != nil {
-		return err
-	}
-	watchers := tracker.NewWatchers()
-	log, err := logger(c, watchers)
-	if err != nil {
-		return err
-	}
-	dbo, err := databaseOptions(c)
-	if err != nil {
-		return err
-	}
-	dbo.Log = log
-	statusListener, err := listenStatus(c.String("status-listen"))
-	if err != nil {
-		return err
-	}
-	store, err := open.Open(c.Context, dbo)
-	if err != nil {
-		return err
-	}
-	t, err := tracker.New(tracker.Options{
-		Store:              store,
-		Listen:             c.StringSlice("listen"),
-		Name:               trackerName(c.String("name"), c.StringSlice("listen")),
-		Version:            Version(),
-		QueryJobs:          c.Int("query-jobs"),
-		ReplicateJobs:      orNone(c.Int("replicate-jobs")),
-		DeleteJobs:         orNone(c.Int("delete-jobs")),
-		MinFreeMB:          int64(orNone(c.Int("min-free-space"))),
-		DefaultMinDevCount: c.Int("default-mindevcount"),
-		NodeTimeout:        c.Duration("node-timeout"),
-		ConnTimeout:        c.Duration("conn-timeout"),
-		ConnPoolSize:       c.Int("conn-pool-size"),
-		StorageMgmtPort:    orNone(c.Int("storage-mgmt-port")),
-		ReplUseGetPort:     c.Bool("repl-use-get-port"),
-		TempfileAge:        c.Duration("tempfile-age"),
-		MaxConns:           c.Int("max-conns"),
-		Watchers:           watchers,
-		Log:                log,
-	})
-	if err != nil {
-		return errors.Join(err, store.Close())
-	}
-	log.Info().Str("dsn", dsnForLog(dbo)).Stringer("listen", t.Addrs()[0]).Str("version", Version()).Msg("tracker starts")
-	err = runWithStatus(c.Context, t, statusListener, c.Bool("pprof"))
-	log.Info().Msg("tracker stopped")
-	return errors.Join(err, store.Close())
-}
-
 // orNone translates a flag, in which 0 is none, into an option, in which 0 is
 // the default and less is none.
 func orNone(n int) int {
@@ -123,23 +44,6 @@ func orNone(n int) int {
 		return -1
 	}
 	return n
-}
-
-// trackerName is name, or the host's name and the port of the first address.
-func trackerName(name string, listen []string) string {
-	if name != "" {
-		return name
-	}
-	host, err := os.Hostname()
-	if err != nil {
-		host = "tracker"
-	}
-	if len(listen) > 0 {
-		if _, port, err := net.SplitHostPort(listen[0]); err == nil {
-			return host + ":" + port
-		}
-	}
-	return host
 }
 
 // dsnForLog is the DSN without its secrets.

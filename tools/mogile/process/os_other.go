@@ -20,6 +20,8 @@ func isPipe(int) bool { return false }
 
 func closeOnExec(int) {}
 
+func keepToOurselves() {}
+
 func zeroUmask() {}
 
 func detach() error { return errors.ErrUnsupported }

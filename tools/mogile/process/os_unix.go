@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -22,6 +23,21 @@ func isPipe(fd int) bool {
 }
 
 func closeOnExec(fd int) { unix.CloseOnExec(fd) }
+
+// keepToOurselves has no started process inherit descriptors that it is not
+// given: those of a shell or an init script, such as a lock, would stay open for
+// as long as the daemon runs.
+func keepToOurselves() {
+	open, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		return // a system that does not list them
+	}
+	for _, f := range open {
+		if fd, err := strconv.Atoi(f.Name()); err == nil && fd > 2 {
+			unix.CloseOnExec(fd)
+		}
+	}
+}
 
 // zeroUmask has files made with the modes that are asked for.
 func zeroUmask() { unix.Umask(0) }

@@ -101,6 +101,7 @@ func (p Program) Start(ctx context.Context, stderr io.Writer, files ...*os.File)
 		ExtraFiles:  append([]*os.File{w}, files...),
 		SysProcAttr: session,
 	}
+	keepToOurselves()
 	err = cmd.Start()
 	_ = w.Close() // the started process has the other end
 	if err != nil {
