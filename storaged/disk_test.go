@@ -62,6 +62,22 @@ func TestFullDisk(t *testing.T) {
 	if r := c.receive("PUT"); r.StatusCode != 507 {
 		t.Errorf("in place: %s", r.Status)
 	}
+	// In place is not atomic, but a name without content would be a lie.
+	for _, used := range []int{0, 4 << 10} { // a page of the file fits, or none
+		var now, all int64
+		if _, err := fmt.Sscanf(disk.String(), "simulated disk: %d of %d", &now, &all); err != nil {
+			t.Fatal(err)
+		}
+		disk.SetCapacity(now + int64(used))
+		c = dial(t, d.HTTPAddr())
+		c.send("PUT /dev1/0/000/000/0000000009.fid HTTP/1.1\nHost: x\nContent-Range: bytes 7-%d/*\nContent-Length: %d\n\n", 6+bufferSize, bufferSize)
+		c.Write(large[:bufferSize]) // it may be refused before its end
+		if r := c.receive("PUT"); r.StatusCode != 507 || !r.Close {
+			t.Errorf("in place, with room for %d bytes: %s", used, r.Status)
+		}
+	}
+	eventually(t, "nothing is left of what was written in place", func() bool { return slices.Equal(userFiles(disk), []string{docrootSim + "/dev1/old"}) })
+	disk.SetCapacity(room)
 	if r := d.get("/dev1/usage"); r.StatusCode != 200 {
 		t.Errorf("usage of a full disk: %s", r.Status)
 	}

@@ -35,8 +35,8 @@ func (v *Volume) Update(ctx context.Context, name string) (*Update, error) {
 	return &Update{v: v, name: name}, nil
 }
 
-// open opens or makes the file.
-func (u *Update) open(ctx context.Context) error {
+// open opens or makes the file, and has write write the first bytes of it.
+func (u *Update) open(ctx context.Context, write func(Handle) error) error {
 	v, name := u.v, u.name
 	unlock, err := v.names.lock(ctx, name, v.o.StuckAfter)
 	if err != nil {
@@ -46,20 +46,15 @@ func (u *Update) open(ctx context.Context) error {
 		unlock()
 		return err
 	}
-	u.h, err = run(ctx, v, func(*task) (Handle, error) { return v.openUpdate(name) },
+	u.h, err = run(ctx, v, func(*task) (Handle, error) { return v.openUpdate(name, write) },
 		func(h Handle) { h.Close() }, unlock)
 	return err
 }
 
-func (v *Volume) openUpdate(name string) (Handle, error) {
+func (v *Volume) openUpdate(name string, write func(Handle) error) (Handle, error) {
 	h, err := v.root.Open(name, os.O_RDWR)
 	if errors.Is(err, fs.ErrNotExist) {
-		if dir := parent(name); dir != "." {
-			if err := v.makeDirs(dir); err != nil {
-				return nil, err
-			}
-		}
-		return v.root.Open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
+		return v.createUpdate(name, write)
 	}
 	if err != nil {
 		return nil, err
@@ -79,15 +74,34 @@ func (v *Volume) openUpdate(name string) (Handle, error) {
 			err = h.Sync()
 		}
 	}
+	if err == nil {
+		err = write(h)
+	}
 	if err != nil {
 		return nil, errors.Join(err, h.Close())
 	}
 	return h, nil
 }
 
+// createUpdate makes the file. It gets its name when something is in it: a full
+// disk leaves no empty file behind. The name's lock is held.
+func (v *Volume) createUpdate(name string, write func(Handle) error) (Handle, error) {
+	s, err := v.stage(parent(name))
+	if err != nil {
+		return nil, err
+	}
+	if err = write(s.h); err == nil {
+		_, err = v.link(s, name)
+	}
+	if err != nil {
+		return nil, errors.Join(err, s.discard())
+	}
+	return s.h, nil
+}
+
 // WriteAt writes p at off, which must not be negative. It waits for a hanging
 // disk for StuckAfter at most. After an error the update is over; what was
-// written before stays.
+// written before stays, but a new file that got nothing does not appear.
 func (u *Update) WriteAt(p []byte, off int64) (int, error) {
 	v := u.v
 	switch {
@@ -96,18 +110,21 @@ func (u *Update) WriteAt(p []byte, off int64) (int, error) {
 	case off < 0:
 		return 0, wrap("write", v.id, u.name, fmt.Errorf("offset %d: %w", off, fs.ErrInvalid))
 	}
-	if u.h == nil {
-		if err := u.open(context.Background()); err != nil {
-			u.err = err
-			return 0, wrap("write", v.id, u.name, err)
-		}
-	}
 	total := 0
 	for total < len(p) {
 		buf := v.buffers.Get().(*[bufferSize]byte)
 		n := copy(buf[:], p[total:])
-		at, h := off+int64(total), u.h
-		_, err := do(context.Background(), v, func(*task) (int, error) { return h.WriteAt(buf[:n], at) }, nil)
+		at := off + int64(total)
+		write := func(h Handle) error {
+			_, err := h.WriteAt(buf[:n], at)
+			return err
+		}
+		var err error
+		if h := u.h; h == nil {
+			err = u.open(context.Background(), write)
+		} else {
+			_, err = do(context.Background(), v, func(*task) (struct{}, error) { return struct{}{}, write(h) }, nil)
+		}
 		if err != nil {
 			u.end(err)
 			return total, wrap("write", v.id, u.name, err)
@@ -122,7 +139,7 @@ func (u *Update) WriteAt(p []byte, off int64) (int, error) {
 func (u *Update) Commit(ctx context.Context) error {
 	v := u.v
 	if u.err == nil && u.h == nil {
-		u.err = u.open(ctx)
+		u.err = u.open(ctx, func(Handle) error { return nil })
 	}
 	if u.err != nil {
 		return wrap("commit", v.id, u.name, u.err)
