@@ -361,7 +361,13 @@ func (t *Tracker) setState(ctx context.Context, q *query) error {
 }
 
 func (t *Tracker) setWeight(ctx context.Context, q *query) error {
-	weight := digits(q.Get("weight"))
+	// Digits count, and what follows them does not, as for any number; but what
+	// is none is a mistake, and no 0.
+	text := q.Get("weight")
+	weight := int64(-1)
+	if text != "" && text[0] >= '0' && text[0] <= '9' {
+		weight = protocol.Number(text)
+	}
 	if !q.True("host") || !q.True("device") || weight < 0 || weight > math.MaxInt32 {
 		return protocol.Err("bad_params")
 	}
