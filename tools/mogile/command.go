@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/mogile/mogile/tools"
+	"github.com/mogile/mogile/tools/mogile/mogstored"
 	"github.com/mogile/mogile/tools/mogile/process"
 )
 
@@ -45,12 +46,17 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogdbsetup") {
 		return runMogdbsetup(ctx, args, stdin, stdout, stderr)
 	}
+	for _, d := range []mogstored.Daemon{mogstored.Mogstored, mogstored.Cmogstored} {
+		if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), d.String()) {
+			return runMogstored(ctx, d, args, stdin, stdout, stderr)
+		}
+	}
 	return runApp(ctx, &cli.App{
 		Name:                 "mogile",
 		Usage:                "store files on many disks, and keep the copies that each class asks for",
 		Version:              Version(),
 		EnableBashCompletion: true,
-		Commands:             []*cli.Command{devCommand(), trackerCommand(), storagedCommand(), migrateCommand(), tools.Command()},
+		Commands:             []*cli.Command{devCommand(), trackerCommand(), storagedCommand(nil), migrateCommand(), tools.Command()},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage("no command %q: see mogile help", c.Args().First())

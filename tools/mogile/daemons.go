@@ -3,15 +3,11 @@ package mogile
 import (
 	"errors"
 	"fmt"
-	"time"
 
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/urfave/cli/v2"
 
 	"github.com/mogile/mogile/schema"
 	"github.com/mogile/mogile/schema/open"
-	"github.com/mogile/mogile/storaged"
-	"github.com/mogile/mogile/storaged/volume"
 )
 
 func databaseFlags() []cli.Flag {
@@ -53,75 +49,6 @@ func dsnForLog(o open.Options) string {
 		return "invalid"
 	}
 	return d.String()
-}
-
-func storagedCommand() *cli.Command {
-	flags := []cli.Flag{
-		stringFlag("docroot", "/var/mogdata", "`DIR` that holds the devices' folders, dev1, dev2, …"),
-		stringFlag("http-listen", "0.0.0.0:7500", "`ADDR` for reading and writing files"),
-		stringFlag("http-get-listen", "", "`ADDR` for reading only; empty: none"),
-		stringFlag("mgmt-listen", "0.0.0.0:7501", "`ADDR` of the side channel"),
-		&cli.StringSliceFlag{Name: "trackers", EnvVars: env("trackers"), Usage: "`ADDR,…` of the trackers"},
-		stringFlag("durability", "fsync", "fsync: answer when the bytes are on disk; none: as MogileFS, when the system has them"),
-		boolFlag("require-mount", "refuse a device folder that is not a mount point of its own"),
-		intFlag("max-conns", 10000, "connections at once"),
-		durationFlag("usage-interval", 10*time.Second, "how often the usage files are written"),
-	}
-	return &cli.Command{
-		Name:   "storaged",
-		Usage:  "serve the files of this host's devices",
-		Flags:  append(append(flags, statusFlags()...), logFlags("info")...),
-		Action: runStoraged,
-	}
-}
-
-func runStoraged(c *cli.Context) error {
-	if err := noArguments(c); err != nil {
-		return err
-	}
-	log, err := logger(c)
-	if err != nil {
-		return err
-	}
-	durability, err := parseDurability(c.String("durability"))
-	if err != nil {
-		return err
-	}
-	statusListener, err := listenStatus(c.String("status-listen"))
-	if err != nil {
-		return err
-	}
-	d, err := storaged.New(storaged.Options{
-		Docroot:       c.String("docroot"),
-		HTTPListen:    c.String("http-listen"),
-		GetListen:     c.String("http-get-listen"),
-		MgmtListen:    c.String("mgmt-listen"),
-		Trackers:      c.StringSlice("trackers"),
-		Durability:    durability,
-		RequireMount:  c.Bool("require-mount"),
-		MaxConns:      c.Int("max-conns"),
-		UsageInterval: c.Duration("usage-interval"),
-		Log:           log,
-	})
-	if err != nil {
-		return err
-	}
-	d.Registry().MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	log.Info().Str("docroot", c.String("docroot")).Stringer("http", d.HTTPAddr()).Stringer("mgmt", d.MgmtAddr()).
-		Str("durability", c.String("durability")).Str("version", Version()).Msg("storage daemon starts")
-	err = runWithStatus(c.Context, d, statusListener, c.Bool("pprof"))
-	log.Info().Msg("storage daemon stopped")
-	return err
-}
-
-func parseDurability(s string) (volume.Durability, error) {
-	switch s {
-	case "fsync":
-		return volume.DurabilityFsync, nil
-	case "none":
-		return volume.DurabilityNone, nil
-	}
-	return 0, usage("--durability %q: use fsync or none", s)
 }
 
 func migrateCommand() *cli.Command {

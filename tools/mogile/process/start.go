@@ -112,7 +112,8 @@ func (p Program) Start(ctx context.Context, stderr io.Writer, files ...*os.File)
 	var said [1]byte
 	switch _, err := r.Read(said[:]); {
 	case err == nil:
-		return cmd.Process.Pid, cmd.Process.Release()
+		pid := cmd.Process.Pid // Release forgets it
+		return pid, cmd.Process.Release()
 	case ctx.Err() != nil:
 		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 		kill := time.AfterFunc(endWithin, func() { _ = cmd.Process.Kill() })
