@@ -52,6 +52,8 @@ func errno(err error) error {
 		named = ErrBadName
 	case errors.Is(err, syscall.ELOOP), errors.Is(err, syscall.EXDEV):
 		named = fs.ErrPermission // a symbolic link in circles, or out of the device
+	case errors.Is(err, syscall.ENXIO):
+		named = fs.ErrPermission // a socket, or a device node without a device
 	case errors.Is(err, os.ErrClosed):
 		named = ErrNoDevice // the folder went away, and its volume with it
 	default:
