@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -25,22 +26,35 @@ func fileCommands() []*cli.Command {
 			`mogtool put cat.jpg cat               store cat.jpg under the key cat
 mogtool put cat.jpg                   the key is the file's name
 tar c dir | mogtool put - dir.tar     "-" is standard input
-mogtool put --class thumbs --verify cat.jpg cat`,
-			need{1, 2, true}, []cli.Flag{
+mogtool put --class thumbs --verify cat.jpg cat
+mogtool put -r photos                 all files below photos, under keys photos/…
+mogtool put -r photos old/photos      under keys old/photos/…
+mogtool put --big film.mpg            in chunks`,
+			need{1, 2, true}, slices.Concat(treeFlags(), compareFlags(), []cli.Flag{
 				&cli.StringFlag{Name: "class", Usage: "`CLASS` of the file; without, the default class"},
 				&cli.BoolFlag{Name: "verify", Usage: "have the stored bytes read back and compared (MD5)", DisableDefaultText: true},
-			}, put),
+				&cli.BoolFlag{Name: "no-clobber", Aliases: []string{"n"}, Usage: "keep what a key has already", DisableDefaultText: true},
+				&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "store a directory", DisableDefaultText: true},
+				&cli.BoolFlag{Name: "big", Usage: "store in chunks, as MogileFS's mogtool does", DisableDefaultText: true},
+				&cli.StringFlag{Name: "chunk-size", Usage: "`BYTES` of each chunk, such as 64M", Value: "64M"},
+			}), put),
 		command("get", "fetch a file", "KEY [FILE]",
 			`mogtool get cat cat.jpg               fetch the key cat into cat.jpg
 mogtool get photos/cat                into ./cat
-mogtool get dir.tar - | tar x         "-" is standard output`,
-			need{1, 2, true}, nil, get),
+mogtool get dir.tar - | tar x         "-" is standard output
+mogtool get -r photos                 keys photos/… into the directory photos
+mogtool get -r photos/2024 backup     keys photos/2024/… into backup`,
+			need{1, 2, true}, slices.Concat(treeFlags(), compareFlags(), []cli.Flag{
+				&cli.BoolFlag{Name: "verify", Usage: "read back what was written, and compare; with -r, also what is there already", DisableDefaultText: true},
+				&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "fetch all keys under a prefix", DisableDefaultText: true},
+			}), get),
 		command("cat", "write files to standard output", "KEY…",
 			`mogtool cat readme license            one after the other
 mogtool cat --range 0-99 log          the first 100 bytes
-mogtool cat --range 1000- log         all from byte 1000`,
+mogtool cat --range 1000- log         all from byte 1000
+mogtool cat --range -500 log          the last 500 bytes`,
 			need{1, -1, true}, []cli.Flag{
-				&cli.StringFlag{Name: "range", Usage: "`FIRST-LAST` bytes only, counted from 0"},
+				&cli.StringFlag{Name: "range", Usage: "`FIRST-LAST` bytes only, counted from 0; FIRST- is all from there, -COUNT the last ones"},
 			}, cat),
 		command("ls", "list keys", "[PREFIX]",
 			`mogtool ls                            all keys, in byte order
@@ -50,6 +64,7 @@ mogtool ls --after photos/m --limit 10`,
 				&cli.BoolFlag{Name: "long", Aliases: []string{"l"}, Usage: "also fid, class, length and copies (one request a key)", DisableDefaultText: true},
 				&cli.StringFlag{Name: "after", Usage: "begin behind `KEY`"},
 				&cli.IntFlag{Name: "limit", Usage: "at most `N` keys"},
+				&cli.BoolFlag{Name: "big", Usage: "list the files that are stored in chunks, under their own keys", DisableDefaultText: true},
 			}, ls),
 		command("rm", "delete files", "KEY…",
 			`mogtool rm cat dog
@@ -80,6 +95,7 @@ mogtool debug --fid 42`,
 			need{0, 1, false}, []cli.Flag{
 				&cli.Int64Flag{Name: "fid", Usage: "`FID` instead of a key"},
 			}, debug),
+		syncCommand(), duCommand(), touchClassCommand(),
 	}
 }
 
@@ -93,6 +109,15 @@ type storedJSON struct {
 }
 
 func put(s *session, args []string) error {
+	if s.Bool("recursive") {
+		if s.Bool("big") {
+			return usageError(s.Context, "put: --big and --recursive exclude each other")
+		}
+		return putTree(s, args)
+	}
+	if err := onlyForTrees(s, "dry-run", "checksum", "size-only"); err != nil {
+		return err
+	}
 	file := args[0]
 	key := filepath.Base(file)
 	if len(args) == 2 {
@@ -118,12 +143,24 @@ func put(s *session, args []string) error {
 			return err
 		}
 		if fi.IsDir() {
-			return &failure{err: fmt.Errorf("put %s: it is a directory", file), hint: "tar c " + file + " | mogtool put - KEY", code: exitFailed}
+			return &failure{err: fmt.Errorf("put %s: it is a directory", file), hint: "mogtool put -r " + file + " stores the files in it", code: exitFailed}
 		}
 		if fi.Mode().IsRegular() {
 			length = fi.Size()
 		}
 		r = f
+	}
+	if s.Bool("big") {
+		return putBig(s, r, length, file, key)
+	}
+	if s.Bool("no-clobber") { // trackers of old overwrite nevertheless
+		_, err := s.client.FileInfo(s.ctx(), s.domain, key)
+		if err == nil {
+			return fmt.Errorf("store key %q in domain %q: %w", key, s.domain, protocol.ErrKeyExists)
+		}
+		if !errors.Is(err, protocol.ErrUnknownKey) {
+			return err
+		}
 	}
 	p := s.out.newProgress("put "+key, length, true)
 	defer p.end()
@@ -132,7 +169,7 @@ func put(s *session, args []string) error {
 	} else {
 		r = &counted{r, p}
 	}
-	created, err := s.client.Create(s.ctx(), s.domain, key, protocol.CreateOptions{Class: s.String("class"), Verify: s.Bool("verify")}, r)
+	created, err := s.client.Create(s.ctx(), s.domain, key, protocol.CreateOptions{Class: s.String("class"), Verify: s.Bool("verify"), NoOverwrite: s.Bool("no-clobber")}, r)
 	if err != nil {
 		return err
 	}
@@ -146,18 +183,39 @@ func put(s *session, args []string) error {
 	return nil
 }
 
+// onlyForTrees refuses flags that a single file has no use for.
+func onlyForTrees(s *session, flags ...string) error {
+	for _, name := range flags {
+		if s.IsSet(name) {
+			return usageError(s.Context, "%s: --%s is for --recursive", s.Command.Name, name)
+		}
+	}
+	return nil
+}
+
 func get(s *session, args []string) error {
+	if s.Bool("recursive") {
+		return getTree(s, args)
+	}
+	if err := onlyForTrees(s, "dry-run", "checksum", "size-only"); err != nil {
+		return err
+	}
 	key := args[0]
 	file := path.Base(key)
 	if len(args) == 2 {
 		file = args[1]
 	}
 	if file == "-" {
-		_, err := fetch(s, key, s.App.Writer)
-		return err
+		return write(s, key)
 	}
 	if fi, err := os.Stat(file); err == nil && fi.IsDir() {
 		file = filepath.Join(file, path.Base(key))
+	}
+	if big, ok, err := chunked(s, key); ok || err != nil {
+		if err != nil {
+			return err
+		}
+		return getBig(s, key, file, big)
 	}
 	// A file of that name is either the old one or the whole new one.
 	tmp, err := createBeside(file)
@@ -245,37 +303,132 @@ func receive(s *session, info protocol.FileInfo, r *protocol.Reader, w io.Writer
 	return got, nil
 }
 
+// chunked reports whether key is that of a big file, and of nothing else.
+func chunked(s *session, key string) (bigInfo, bool, error) {
+	_, err := s.client.FileInfo(s.ctx(), s.domain, key)
+	if !errors.Is(err, protocol.ErrUnknownKey) {
+		return bigInfo{}, false, err
+	}
+	info, bigErr := bigKey(s.ctx(), s, key)
+	if errors.Is(bigErr, protocol.ErrUnknownKey) {
+		return bigInfo{}, false, err
+	}
+	return info, bigErr == nil, bigErr
+}
+
+// write writes the file under key, in chunks or in one, to standard output.
+func write(s *session, key string) error {
+	_, err := fetch(s, key, s.App.Writer)
+	if !errors.Is(err, protocol.ErrUnknownKey) {
+		return err
+	}
+	big, ok, bigErr := chunked(s, key)
+	switch {
+	case bigErr != nil:
+		return bigErr
+	case !ok: // it has come in between
+		return err
+	}
+	return catBig(s, key, big, 0, -1, s.App.Writer)
+}
+
+// byteRange is bytes from off: n of them, or all where n is negative. Where off
+// is negative it is the last so many.
+type byteRange struct{ off, n int64 }
+
+// parseRange reads "FIRST-LAST", "FIRST-" and "-COUNT", which is the last COUNT
+// bytes.
+func parseRange(s string) (r byteRange, ok bool) {
+	first, last, found := strings.Cut(s, "-")
+	if !found || first == "" && last == "" {
+		return r, false
+	}
+	var err error
+	r.n = -1
+	if first == "" {
+		r.off, err = strconv.ParseInt(last, 10, 64)
+		r.off = -r.off
+		return r, err == nil && r.off < 0 && last[0] != '+'
+	}
+	if r.off, err = strconv.ParseInt(first, 10, 64); err != nil || first[0] == '+' {
+		return r, false
+	}
+	if last == "" {
+		return r, true
+	}
+	end, err := strconv.ParseInt(last, 10, 64)
+	if err != nil || end < r.off || last[0] == '+' {
+		return r, false
+	}
+	if r.n = end - r.off + 1; r.n < 0 { // all that 63 bits can count
+		r.n = -1
+	}
+	return r, true
+}
+
+// of is the range in a file of so many bytes, with nothing negative but n.
+func (r byteRange) of(length int64) byteRange {
+	if r.off < 0 {
+		return byteRange{max(0, length+r.off), -1}
+	}
+	return r
+}
+
 func cat(s *session, args []string) error {
 	if !s.IsSet("range") {
 		for _, key := range args {
-			if _, err := fetch(s, key, s.App.Writer); err != nil {
+			if err := write(s, key); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	first, last, found := strings.Cut(s.String("range"), "-")
-	off, err := strconv.ParseInt(first, 10, 63)
-	n := int64(-1)
-	if last != "" && err == nil {
-		n, err = strconv.ParseInt(last, 10, 63)
-		n = n - off + 1
-	}
-	if !found || err != nil || last != "" && n < 1 {
-		return usageError(s.Context, "cat: --range is FIRST-LAST or FIRST-, not %q", s.String("range"))
+	want, ok := parseRange(s.String("range"))
+	if !ok {
+		return usageError(s.Context, "cat: --range is FIRST-LAST, FIRST- or -COUNT, not %q", s.String("range"))
 	}
 	for _, key := range args {
-		r, err := s.client.OpenRange(s.ctx(), s.domain, key, off, n)
-		if err != nil {
+		if err := catRange(s, key, want); err != nil {
 			return err
-		}
-		_, err = io.Copy(s.App.Writer, r)
-		r.Close()
-		if err != nil {
-			return fmt.Errorf("read key %q: %w", key, err)
 		}
 	}
 	return nil
+}
+
+func catRange(s *session, key string, want byteRange) error {
+	if want.off < 0 {
+		info, err := s.client.FileInfo(s.ctx(), s.domain, key)
+		if err == nil {
+			want = want.of(info.Length)
+		} else if !errors.Is(err, protocol.ErrUnknownKey) {
+			return err
+		}
+	}
+	if want.off >= 0 {
+		r, err := s.client.OpenRange(s.ctx(), s.domain, key, want.off, want.n)
+		if err == nil {
+			_, err = io.Copy(s.App.Writer, r)
+			r.Close()
+			if err != nil {
+				return fmt.Errorf("read key %q: %w", key, err)
+			}
+			return nil
+		}
+		if !errors.Is(err, protocol.ErrUnknownKey) {
+			return err
+		}
+	}
+	big, ok, err := chunked(s, key)
+	switch {
+	case err != nil:
+		return err
+	case !ok:
+		return fmt.Errorf("read key %q in domain %q: it was stored a moment ago", key, s.domain)
+	case want.off < 0 && big.Compressed:
+		return fmt.Errorf("key %q is compressed: where its last bytes begin is not known before all are read", key)
+	}
+	want = want.of(big.Size)
+	return catBig(s, key, big, want.off, want.n, s.App.Writer)
 }
 
 // infoJobs is how many keys are looked up at once.
@@ -289,6 +442,12 @@ func ls(s *session, args []string) error {
 	limit, after := s.Int("limit"), s.String("after")
 	if limit < 0 || s.IsSet("limit") && limit == 0 {
 		return usageError(s.Context, "ls: --limit must be above 0")
+	}
+	if s.Bool("big") {
+		if limit > 0 || after != "" {
+			return usageError(s.Context, "ls: --big goes with neither --after nor --limit")
+		}
+		return lsBig(s, prefix)
 	}
 	p := s.out.newProgress("keys", -1, false)
 	defer p.end()
@@ -376,6 +535,11 @@ func lsLong(s *session, keys []string) error {
 func rm(s *session, args []string) error {
 	return each(args, func(key string) error {
 		err := s.client.Delete(s.ctx(), s.domain, key)
+		if errors.Is(err, protocol.ErrUnknownKey) {
+			if bigErr := rmBig(s.ctx(), s, key); !errors.Is(bigErr, protocol.ErrUnknownKey) {
+				return bigErr
+			}
+		}
 		if s.Bool("force") && errors.Is(err, protocol.ErrUnknownKey) {
 			return nil
 		}
@@ -425,7 +589,22 @@ func toInfoJSON(f protocol.FileInfo) infoJSON {
 
 func info(s *session, args []string) error {
 	for i, key := range args {
+		if i > 0 && !s.out.json {
+			if err := s.out.line(""); err != nil {
+				return err
+			}
+		}
 		f, err := s.client.FileInfo(s.ctx(), s.domain, key)
+		if errors.Is(err, protocol.ErrUnknownKey) {
+			if big, ok, bigErr := chunked(s, key); ok {
+				if err := infoBig(s, key, big); err != nil {
+					return err
+				}
+				continue
+			} else if bigErr != nil {
+				return bigErr
+			}
+		}
 		if err != nil {
 			return err
 		}
@@ -435,11 +614,6 @@ func info(s *session, args []string) error {
 				return err
 			}
 			continue
-		}
-		if i > 0 {
-			if err := s.out.line(""); err != nil {
-				return err
-			}
 		}
 		var devs []string
 		for _, d := range f.DevIDs {

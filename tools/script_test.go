@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -95,6 +96,16 @@ func TestScripts(t *testing.T) {
 			// observed DEVID STATE
 			"observed": func(ts *testscript.TestScript, _ bool, args []string) {
 				cluster(ts).SetObserved(protocol.DevID(number(ts, args[0])), args[1])
+			},
+			// long-name DIR makes a directory with a file whose key is too long
+			"long-name": func(ts *testscript.TestScript, _ bool, args []string) {
+				dir := ts.MkAbs(args[0])
+				for range 5 {
+					dir = filepath.Join(dir, strings.Repeat("long", 55))
+				}
+				ts.Check(os.MkdirAll(dir, 0o777))
+				ts.Check(os.WriteFile(filepath.Join(dir, "file"), nil, 0o666))
+				ts.Check(os.WriteFile(filepath.Join(ts.MkAbs(args[0]), "file"), nil, 0o666))
 			},
 			// copy KEY DEVID
 			"copy": func(ts *testscript.TestScript, _ bool, args []string) {
