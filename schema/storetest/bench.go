@@ -19,6 +19,7 @@ func Bench(b *testing.B, fresh Fresh) {
 		bench func(e *env) func(i int64) error
 	}{
 		{"create_open+close", benchCreate},
+		{"create_open+close overwrite=0", benchCreateNew},
 		{"lookup", benchLookup},
 		{"claim+finish", benchClaim},
 	} {
@@ -63,6 +64,19 @@ func benchCreate(e *env) func(i int64) error {
 			return err
 		}
 		return e.CloseFile(e.ctx, e.closing(fid, key))
+	}
+}
+
+func benchCreateNew(e *env) func(i int64) error {
+	return func(i int64) error {
+		key := fmt.Sprintf("bench/%08d", i)
+		fid, err := e.CreateTempfile(e.ctx, e.upload(key))
+		if err != nil {
+			return err
+		}
+		c := e.closing(fid, key)
+		c.NoOverwrite = true
+		return e.CloseFile(e.ctx, c)
 	}
 }
 
