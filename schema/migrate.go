@@ -24,6 +24,9 @@ type MigrateOptions struct {
 	// KeepVersion makes the changes and leaves schema_version as it is, as
 	// mogdbsetup does with --noschemabump.
 	KeepVersion bool
+	// Widen makes fid columns of 32 bits, as old databases have them, BIGINT. It
+	// rewrites their tables while nobody can use them.
+	Widen bool
 }
 
 // Migration is the outcome of a migration.

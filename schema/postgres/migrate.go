@@ -24,6 +24,9 @@ const ownVersion = 1
 // sealMigration is the file whose steps only sealed databases get.
 const sealMigration = "0006_seal.sql"
 
+// widenMigration is the file whose steps are done on demand only.
+const widenMigration = "0007_widen.sql"
+
 // migration is one file of migrations.
 type migration struct {
 	name         string
@@ -148,7 +151,7 @@ func (m *migrator) run(ctx context.Context) error {
 		return err
 	}
 	for _, file := range files {
-		if file.name == sealMigration && !sealed {
+		if file.name == sealMigration && !sealed || file.name == widenMigration && !m.o.Widen {
 			continue
 		}
 		if err := m.apply(ctx, file); err != nil {
@@ -316,10 +319,18 @@ func (m *migrator) warn(ctx context.Context) error {
 	if err := m.conn.QueryRow(ctx, `SELECT coalesce(max(fid), 0)::int8 FROM file`).Scan(&highest); err != nil {
 		return err
 	}
-	// Rewriting goes at some 30 MB/s with its indexes, the table locked.
+	if m.o.Widen { // a dry run
+		m.done.Warnings = append(m.done.Warnings, fmt.Sprintf("widening file.fid rewrites about %d rows and %d MB, roughly %s in which nobody can use the table",
+			*rows, *size>>20, rewriting(*size)))
+		return nil
+	}
 	m.done.Warnings = append(m.done.Warnings, fmt.Sprintf(
-		"file.fid is a 32-bit column: fids end at 2147483647, and %d of them (%d%%) are used. Widening the fid columns to BIGINT rewrites the tables while nobody can use them: "+
-			"file has about %d rows and %d MB, which takes roughly %s; it is not done here",
-		*highest, *highest*100/2147483647, *rows, *size>>20, time.Duration(1+*size/(30<<20))*time.Second))
+		"file.fid is a 32-bit column: fids end at 2147483647, and %d of them (%d%%) are used. Widening the fid columns to BIGINT, by `mogile migrate --widen`, rewrites the tables while nobody can use them: "+
+			"file has about %d rows and %d MB, which takes roughly %s",
+		*highest, *highest*100/2147483647, *rows, *size>>20, rewriting(*size)))
 	return nil
 }
+
+// rewriting is about how long a table of so many bytes, with its indexes, is
+// locked while it is rewritten: at some 30 MB/s.
+func rewriting(size int64) time.Duration { return time.Duration(1+size/(30<<20)) * time.Second }

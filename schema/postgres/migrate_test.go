@@ -130,6 +130,65 @@ func TestAdoptedDatabase(t *testing.T) {
 	}
 }
 
+// TestWiden makes the fids of an old database 64 bits wide, while a tracker
+// works with it.
+func TestWiden(t *testing.T) {
+	t.Parallel()
+	dsn := pgtest.DSN(t)
+	exec(t, dsn, perlSchema)
+	migrate(t, dsn, schema.MigrateOptions{})
+	running := open(t, Options{DSN: dsn})
+	put := func(s *Store, fid protocol.FID, key string) error {
+		fid, err := s.CreateTempfile(t.Context(), schema.Tempfile{FID: fid, DMID: 1, Key: key, DevIDs: []protocol.DevID{1, 2}})
+		if err != nil {
+			return err
+		}
+		return s.CloseFile(t.Context(), schema.Close{FID: fid, DMID: 1, Key: key, Length: 3, DevID: 1})
+	}
+	if err := put(running, 0, "before"); err != nil {
+		t.Fatal(err)
+	}
+
+	planned, err := Migrate(t.Context(), Options{DSN: dsn}, schema.MigrateOptions{Widen: true, DryRun: true})
+	if err != nil || len(planned.Steps) != 11 || len(planned.Warnings) != 1 || !strings.Contains(planned.Warnings[0], "roughly") {
+		t.Errorf("planned %+v, %v; want a step for each of 11 tables, and how long it takes", planned, err)
+	}
+	m := migrate(t, dsn, schema.MigrateOptions{Widen: true})
+	if diff := cmp.Diff(planned.Steps, m.Steps); diff != "" || len(m.Warnings) != 0 {
+		t.Errorf("widened: %+v (-planned +done):\n%s", m, diff)
+	}
+	if again := migrate(t, dsn, schema.MigrateOptions{Widen: true}); len(again.Steps) != 0 || len(again.Warnings) != 0 {
+		t.Errorf("widened again: %+v", again)
+	}
+	const narrow = `SELECT coalesce(string_agg(attrelid::regclass::text, ', '), '') FROM pg_attribute JOIN pg_class c ON c.oid = attrelid
+		WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND attname = 'fid' AND atttypid <> 'bigint'::regtype`
+	if left := query[string](t, dsn, narrow); left != "" {
+		t.Errorf("fid is not wide in %s", left)
+	}
+
+	if err := put(running, 0, "after"); err != nil {
+		t.Errorf("a tracker that ran meanwhile: %v", err)
+	}
+	exec(t, dsn, `SELECT setval('tempfile_fid_seq', 4294967296)`)
+	s := open(t, Options{DSN: dsn})
+	if err := put(s, 0, "wide"); err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := s.FileByKey(t.Context(), 1, "wide")
+	if err != nil || f.FID <= 1<<32 {
+		t.Errorf("file is %+v, %v", f, err)
+	}
+	if err := s.AddLocation(t.Context(), f.FID, 2, []protocol.DevID{1}); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.DeleteKey(t.Context(), 1, "wide"); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.DebugFile(t.Context(), f.FID); err != nil {
+		t.Error(err)
+	}
+}
+
 // structure is every table, column, index and constraint, and the settings.
 func structure(t *testing.T, dsn string) string {
 	t.Helper()

@@ -83,7 +83,7 @@ func (s *Store) CreateTempfile(ctx context.Context, t schema.Tempfile) (protocol
 // fits refuses fids that the columns cannot hold.
 func (s *Store) fits(fid protocol.FID) error {
 	if s.fid32 && fid > math.MaxInt32 {
-		return fmt.Errorf("fid %d is beyond the 32-bit column file.fid: widen it (see `mogile migrate`)", fid)
+		return fmt.Errorf("fid %d is beyond the 32-bit column file.fid: widen it by `mogile migrate --widen`", fid)
 	}
 	return nil
 }

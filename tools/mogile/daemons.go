@@ -56,6 +56,7 @@ func migrateCommand() *cli.Command {
 		boolFlag("dry-run", "say what would be done, and change nothing"),
 		boolFlag("seal", "set schema version 18: Perl trackers refuse to start from then on, and what they would misread is permitted"),
 		&cli.BoolFlag{Name: "unseal", Aliases: []string{"unsealed"}, EnvVars: env("unseal"), Usage: "set (or keep) schema version 17, so that Perl trackers can run on the database"},
+		boolFlag("widen", "make fid columns of 32 bits, as old databases have them, 64 bits wide: nobody can use their tables meanwhile"),
 		boolFlag("yes", "do not ask before sealing"),
 	)
 	return &cli.Command{
@@ -82,7 +83,7 @@ func runMigrate(c *cli.Context) error {
 	if dbo.Log, err = logger(c); err != nil {
 		return err
 	}
-	o := schema.MigrateOptions{DryRun: c.Bool("dry-run"), Seal: c.Bool("seal"), Unseal: c.Bool("unseal")}
+	o := schema.MigrateOptions{DryRun: c.Bool("dry-run"), Seal: c.Bool("seal"), Unseal: c.Bool("unseal"), Widen: c.Bool("widen")}
 	if o.Seal && !o.DryRun && !c.Bool("yes") {
 		if err := confirmSeal(c); err != nil {
 			return err
