@@ -153,6 +153,11 @@ type decision struct {
 func newDecision(all []directive, line, file []Setting, env Environment) *decision {
 	d := &decision{all: all, line: make(map[string][]Setting), file: make(map[string]Setting), env: env}
 	for _, s := range line {
+		of := all[slices.IndexFunc(all, func(d directive) bool { return d.key == s.Key })]
+		if of.kind == number && s.Value == "" { // as MogileFS had mogstored_stream_port
+			d.warn(s, "is ignored: it has no value; write %s=NUMBER", s.From)
+			continue
+		}
 		d.line[s.Key] = append(d.line[s.Key], s)
 	}
 	for _, s := range file {
@@ -265,10 +270,6 @@ func (d *decision) config() (Config, error) {
 func (d *decision) value(of directive, s Setting) (value string, ok bool) {
 	switch of.kind {
 	case number, positive, workers:
-		if of.takes == getopt.Maybe && s.Value == "" && strings.HasPrefix(s.From, "-") {
-			d.warn(s, "is ignored: it has no value; write %s=NUMBER", s.From)
-			return "", false
-		}
 		n, err := strconv.ParseUint(s.Value, 10, 31)
 		if err != nil {
 			d.refuse(s, "use a whole number, 0 or above")
@@ -355,8 +356,9 @@ func (d *decision) listen(s Setting) (string, bool) {
 		if addr == "" {
 			continue
 		}
-		if _, err := netip.ParseAddr(addr); err == nil || !strings.Contains(addr, ":") {
-			addr = net.JoinHostPort(addr, port)
+		bare := strings.TrimSuffix(strings.TrimPrefix(addr, "["), "]")
+		if _, err := netip.ParseAddr(bare); err == nil || !strings.Contains(addr, ":") {
+			addr = net.JoinHostPort(bare, port)
 		}
 		if _, _, err := net.SplitHostPort(addr); err != nil {
 			d.refuse(s, "use addresses, or addresses and ports, as in 10.0.0.1 or 10.0.0.1:7001, separated by commas")
