@@ -248,6 +248,10 @@ func TestMiscellany(t *testing.T) {
 	t.Parallel()
 	e := start(t, func(o *tracker.Options) { o.QueryTimeout = 2 * time.Second; o.MonitorInterval = 50 * time.Millisecond })
 	c := e.dial()
+	// Clients of old take digits there for the reply's length.
+	if got := c.ask("clear_cache 1=a&b=2&3=c"); got != "OK b=2&1=a&3=c" {
+		t.Errorf("names with digits are echoed as %q", got)
+	}
 	c.talk([]exchange{
 		{"clear_cache", "OK "},
 		{"clear_cache all=1", "OK all=1"},

@@ -1,8 +1,10 @@
 package tracker
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/mogile/mogile/protocol"
@@ -16,7 +18,17 @@ func (t *Tracker) clearCache(ctx context.Context, q *query) error {
 		return err
 	}
 	q.reply = append(q.reply, q.Args...)
+	// MogileFS's client takes digits at a reply's beginning for its length.
+	slices.SortStableFunc(q.reply, func(a, b protocol.Arg) int { return cmp.Compare(leadingDigit(a), leadingDigit(b)) })
 	return nil
+}
+
+// leadingDigit is 1 for a field whose name begins with a digit, else 0.
+func leadingDigit(a protocol.Arg) int {
+	if a.Name != "" && a.Name[0] >= '0' && a.Name[0] <= '9' {
+		return 1
+	}
+	return 0
 }
 
 // doMonitorRound waits for the next round of the monitor.

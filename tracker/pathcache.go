@@ -306,19 +306,18 @@ func (t *Tracker) locate(ctx context.Context, k fileKey, rules pathRules) (f loc
 func (t *Tracker) locateNow(ctx context.Context, k fileKey, rules pathRules) (f located, remembered bool, err error) {
 	// Whoever asks where a file is has gone long before a request's time is over,
 	// and does not want to wait for a database that hangs.
-	ctx, cancel := context.WithTimeout(ctx, t.opts.QueryTimeout/3)
+	within, cancel := context.WithTimeout(ctx, t.opts.QueryTimeout/3)
 	defer cancel()
 	fetch := func(ctx context.Context) (schema.File, []protocol.DevID, error) {
 		return t.store.FileByKey(ctx, k.dmid, k.key)
 	}
 	if !rules.remembers() && t.paths.len() == 0 {
-		f.file, f.devs, err = fetch(ctx)
+		f.file, f.devs, err = fetch(within)
 		return f, false, err
 	}
-	within := ctx
 	if _, known := t.paths.last(k); known && rules.away {
 		var stop context.CancelFunc
-		within, stop = context.WithTimeout(ctx, databasePatience)
+		within, stop = context.WithTimeout(within, databasePatience)
 		defer stop()
 	}
 	f, err = t.paths.read(within, k, rules, fetch)
