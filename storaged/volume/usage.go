@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/mogile/mogile/protocol"
 )
@@ -38,7 +39,19 @@ func usageOf(s Space, m Mount, folder string, now time.Time) Usage {
 	if _, ok := protocol.ParseDeviceName(filepath.Base(m.Point)); ok {
 		u.Disk = m.Point
 	}
+	u.Device, u.Disk = oneLine(u.Device), oneLine(u.Disk)
 	return u
+}
+
+// oneLine has question marks for what would end a line or worse: who mounts a
+// file system may call it anything.
+func oneLine(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 // String is the content of a usage file: "name: value" lines in alphabetical
