@@ -90,6 +90,7 @@ type devOptions struct {
 	devices     int
 	storagePort int
 	durability  volume.Durability
+	watchers    *tracker.Watchers
 	log         zerolog.Logger
 }
 
@@ -120,7 +121,8 @@ func parseDev(c *cli.Context) (devOptions, error) {
 		devices: c.Int("devices"), storagePort: c.Int("storage-port"),
 	}
 	var err error
-	if o.log, err = logger(c); err != nil {
+	o.watchers = tracker.NewWatchers()
+	if o.log, err = logger(c, o.watchers); err != nil {
 		return o, err
 	}
 	if o.durability, err = parseDurability(c.String("durability")); err != nil {
@@ -242,6 +244,7 @@ func (o devOptions) run(ctx context.Context, stdout io.Writer, profiles bool) (e
 		Name:            "dev",
 		Version:         Version(),
 		StorageMgmtPort: o.storagePort + 1,
+		Watchers:        o.watchers,
 		Log:             o.log,
 	})
 	if err != nil {
