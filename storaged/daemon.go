@@ -165,7 +165,7 @@ func New(o Options) (_ *Daemon, err error) {
 					d.Stop(d.drain)
 				}
 			},
-			ended: make(chan struct{}), fsck: map[string]chan struct{}{},
+			ended: make(chan struct{}), turns: map[turn]chan struct{}{},
 		}
 	}
 	return d, nil

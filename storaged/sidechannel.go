@@ -36,9 +36,21 @@ type sideChannel struct {
 	shutdown func(graceful bool) // asks the daemon to stop
 	ended    chan struct{}       // closed when everything else has stopped
 
-	mu   sync.Mutex               // guards fsck
-	fsck map[string]chan struct{} // by file system: holds one element while a digest for fsck runs
+	mu    sync.Mutex             // guards turns
+	turns map[turn]chan struct{} // each holds one element for each digest that runs
 }
+
+// turn names what digests wait for: all of a file system's, and those for fsck
+// besides.
+type turn struct {
+	fileSystem string
+	fsck       bool
+}
+
+// maxDigests bounds the digests that run on a file system at a time, those for
+// fsck included; more would only move the heads of its disk to and fro.
+// cmogstored has ten threads a device.
+const maxDigests = 10
 
 // serve answers until ctx is cancelled, finishes what was asked until then,
 // and cuts the rest off when stop is cancelled.
@@ -195,13 +207,19 @@ func (s *sideChannel) digest(ctx context.Context, c command) (protocol.Checksum,
 	if err != nil || v == nil {
 		return protocol.Checksum{}, 0, err
 	}
+	name := fileSystem(v)
 	if c.reason == reasonFsck {
-		free, err := s.enterFsck(ctx, v)
+		free, err := s.enter(ctx, turn{name, true}, 1)
 		if err != nil {
 			return protocol.Checksum{}, 0, err
 		}
 		defer free()
 	}
+	free, err := s.enter(ctx, turn{name, false}, maxDigests)
+	if err != nil {
+		return protocol.Checksum{}, 0, err
+	}
+	defer free()
 	h := c.hash.New()
 	if t.name == usageName {
 		use, err := v.Usage()
@@ -238,20 +256,19 @@ func (s *sideChannel) digest(ctx context.Context, c command) (protocol.Checksum,
 	}
 }
 
-// enterFsck waits until no other digest for fsck runs on v's file system. The
-// caller frees it.
-func (s *sideChannel) enterFsck(ctx context.Context, v *volume.Volume) (free func(), err error) {
-	name := fileSystem(v)
+// enter waits until fewer than limit digests have that turn; who came first is
+// first. The caller frees it.
+func (s *sideChannel) enter(ctx context.Context, t turn, limit int) (free func(), err error) {
 	s.mu.Lock()
-	turn := s.fsck[name]
-	if turn == nil {
-		turn = make(chan struct{}, 1)
-		s.fsck[name] = turn
+	running := s.turns[t]
+	if running == nil {
+		running = make(chan struct{}, limit)
+		s.turns[t] = running
 	}
 	s.mu.Unlock()
 	select {
-	case turn <- struct{}{}:
-		return func() { <-turn }, nil
+	case running <- struct{}{}:
+		return func() { <-running }, nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

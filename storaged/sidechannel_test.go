@@ -10,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/mogile/mogile/storaged/volume/simdisk"
 )
@@ -80,6 +82,24 @@ func TestSideChannel(t *testing.T) {
 		{" \t ", ""},
 		{"server aio_threads = 5", ""},
 		{"server aio_threads = x", "ERROR: unknown command: server"},
+		{"server aio_threads = 101", "ERROR: unknown command: server"},
+		{"server aio_threads = 0", "ERROR: unknown command: server"},
+		{"server aio_threads=100", ""},
+		{"server", "ERROR: unknown command: server"},
+		{"SIZE " + fid42, "ERROR: unknown command: SIZE"},
+		{"md5 " + fid42, "ERROR: unknown command: md5"},
+		{"SHA1 " + fid42, "ERROR: unknown command: SHA1"},
+		{"MD5 " + fid42 + " two words", "ERROR: unknown command: MD5"},
+		{"MD5", "ERROR: unknown command: MD5"},
+		{"MD5 dev1/x", "ERROR: unknown command: MD5"},
+		{"size " + fid42 + " fsck", "ERROR: unknown command: size"},
+		{"size /dev1/a..b", "ERROR: uri invalid (contains ..)"},
+		{"watch it", "ERROR: unknown command: watch"},
+		{"size /dev99999999999999999999/x", "/dev99999999999999999999/x -1"},
+		{"size /dev1/" + strings.Repeat("a", 300), "/dev1/" + strings.Repeat("a", 300) + " -1"},
+		{"MD5 /dev1/" + strings.Repeat("a/", 2000), "/dev1/" + strings.Repeat("a/", 2000) + " MD5=-1"},
+		{"size /dev1/%2e%2e/x", "/dev1/%2e%2e/x -1"},
+		{"\x00", "ERROR: unknown command: \x00"},
 		{"shutdown now", "ERROR: unknown command: shutdown"},
 	} {
 		for _, end := range []string{"\r\n", "\n"} {
@@ -216,6 +236,95 @@ func TestFsckDigestsQueue(t *testing.T) {
 	if got := first.line(); got != "/dev1/other 1" {
 		t.Errorf("behind the digest: %q", got)
 	}
+}
+
+// Digests of other reasons are bounded, too, and go ahead of those for fsck
+// which wait; connections that ask for sizes do not notice.
+func TestDigestsAreBounded(t *testing.T) {
+	t.Parallel()
+	d, disk := startSim(t, Options{}, 1)
+	d.put("/dev1/f", "x")
+	clear := disk.Inject(simdisk.Fault{Ops: []simdisk.Op{simdisk.OpRead}, Path: docrootSim + "/dev1/f", Hang: true})
+	var all []*client
+	for range maxDigests + 5 {
+		for _, reason := range []string{"", " fsck"} {
+			c := d.side()
+			c.send("MD5 /dev1/f%s\n", reason)
+			all = append(all, c)
+		}
+	}
+	eventually(t, "all were asked for", func() bool { return metric(t, d, "mogile_storaged_commands_total", "MD5") == float64(len(all)) })
+	eventually(t, "as many run as may", func() bool { return disk.Hanging() == maxDigests })
+	c := d.side()
+	c.send("size /dev1/f\n")
+	if got := c.line(); got != "/dev1/f 1" {
+		t.Errorf("size: %q", got)
+	}
+	if n := disk.Hanging(); n != maxDigests {
+		t.Errorf("%d digests run, want %d", n, maxDigests)
+	}
+	clear()
+	want := fmt.Sprintf("/dev1/f MD5=%x", md5.Sum([]byte("x")))
+	for _, c := range all {
+		if got := c.line(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// A digest of a file that is being replaced is that of one of its contents, not
+// of a mixture.
+func TestDigestOfReplacedFile(t *testing.T) {
+	t.Parallel()
+	d := start(t, Options{}, 1)
+	contents := []string{strings.Repeat("a", 5*bufferSize), strings.Repeat("b", 5*bufferSize)}
+	var sums []string
+	for _, content := range contents {
+		sums = append(sums, fmt.Sprintf("/dev1/f MD5=%x", md5.Sum([]byte(content))))
+	}
+	d.put("/dev1/f", contents[0])
+	c := d.side()
+	for i := range 20 {
+		put := dial(t, d.HTTPAddr())
+		put.send("PUT /dev1/f HTTP/1.1\nContent-Length: %d\n\n", len(contents[0]))
+		c.send("MD5 /dev1/f\n")
+		put.raw(contents[i%2])
+		c.send("MD5 /dev1/f\n")
+		for range 2 {
+			if got := c.line(); !slices.Contains(sums, got) {
+				t.Errorf("a mixture: %q", got)
+			}
+		}
+		if r := put.receive("PUT"); r.StatusCode != 201 {
+			t.Error(r.Status)
+		}
+	}
+}
+
+// A watcher that does not read is let go, and holds up nobody; one that has gone
+// leaves nothing behind.
+func TestSlowWatcher(t *testing.T) {
+	t.Parallel()
+	d := start(t, Options{ClientTimeout: 200 * time.Millisecond}, 1)
+	c := d.side()
+	if err := c.SetReadBuffer(1); err != nil {
+		t.Fatal(err)
+	}
+	c.send("watch\n")
+	eventually(t, "somebody watches", func() bool { return d.disks.watching() == 1 })
+	group := []byte(strings.Repeat("1\t0.00\n", 100_000))
+	eventually(t, "the slow one is let go", func() bool {
+		d.disks.publish(group)
+		return d.disks.watching() == 0
+	})
+	gone := d.side()
+	gone.send("watch\n")
+	eventually(t, "somebody watches", func() bool { return d.disks.watching() == 1 })
+	gone.Close()
+	eventually(t, "nobody watches", func() bool {
+		d.disks.publish(group)
+		return d.disks.watching() == 0
+	})
 }
 
 func TestShutdown(t *testing.T) {

@@ -198,3 +198,10 @@ func TestKernel(t *testing.T) {
 		}
 	}
 }
+
+// watching is how many watch.
+func (u *utilisation) watching() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.watchers)
+}
