@@ -50,6 +50,7 @@ type fakeHost struct {
 	wg   sync.WaitGroup
 	done chan struct{}
 
+	records  atomic.Bool // requests and lines are kept in heard
 	hangs    atomic.Bool // answers nothing
 	anything atomic.Bool // says that every file is there, of 5 bytes
 
@@ -57,6 +58,7 @@ type fakeHost struct {
 	files map[string][]byte
 	devs  map[string]bool // "dev1"
 	mkcol int             // how many there were
+	heard []string        // request lines of HTTP, and lines of the side channel
 }
 
 func newFarm(t testing.TB, hosts, devices int) *farm {
@@ -136,6 +138,9 @@ func (h *fakeHost) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	if h.records.Load() {
+		h.heard = append(h.heard, r.Method+" "+r.RequestURI)
+	}
 	device, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	if !h.devs[device] {
 		w.WriteHeader(http.StatusNotFound)
@@ -183,6 +188,11 @@ func (h *fakeHost) talk(conn net.Conn) {
 		line, err := r.ReadString('\n')
 		if err != nil {
 			return
+		}
+		if h.records.Load() {
+			h.mu.Lock()
+			h.heard = append(h.heard, strings.TrimRight(line, "\r\n"))
+			h.mu.Unlock()
 		}
 		if h.hangs.Load() {
 			continue
