@@ -20,6 +20,7 @@ var conditionCases = []testCase{
 	{"Condition/one creates", checkRaceCreate},
 	{"Condition/counter", checkRaceSwap},
 	{"Condition/delete class", checkRaceDeleteClass},
+	{"Condition/among others", checkRaceMixed},
 	{"Condition/reserved rename", checkRaceRename},
 }
 
@@ -243,6 +244,75 @@ func checkRaceSwap(e *env) {
 	}
 	for fid := range closed {
 		e.queued(schema.QueueDelete, fid, fid != f.FID)
+	}
+}
+
+// checkRaceMixed has clients of two trackers close one key with and without
+// conditions, delete it and rename it, in any order: every upload ends as the
+// file that a key names, or queued for deletion.
+func checkRaceMixed(e *env) {
+	const clients = 24
+	seed := seed(e)
+	stores := []schema.Store{e.Store, e.db.Open(e)}
+	var mu sync.Mutex
+	all := map[protocol.FID]bool{}
+	parallel(clients, func(i int) {
+		s, rng := stores[i%2], random(seed, i)
+		for range scale(e, 4) {
+			fid, err := s.CreateTempfile(e.ctx, e.upload("k"))
+			if err != nil {
+				e.Errorf("create: %v", err)
+				return
+			}
+			mu.Lock()
+			all[fid] = true
+			mu.Unlock()
+			named := protocol.FID(0)
+			if f, _, err := s.FileByKey(e.ctx, e.dmid, "k"); err == nil {
+				named = f.FID
+			}
+			c := e.closing(fid, "k")
+			switch rng.IntN(4) {
+			case 0:
+				c.NoOverwrite = true
+			case 1, 2:
+				c.IfFID = &named
+			}
+			err = s.CloseFile(e.ctx, c)
+			if code := refusal(err); code == "key_exists" || code == "fid_mismatch" {
+				err = s.DiscardUpload(e.ctx, fid, 1)
+			}
+			if err == nil {
+				switch rng.IntN(5) {
+				case 0:
+					err = s.DeleteKeyIf(e.ctx, e.dmid, "k", fid)
+				case 1:
+					err = s.RenameKeyIf(e.ctx, e.dmid, "k", "k2", fid)
+				case 2:
+					err = s.RenameKey(e.ctx, e.dmid, "k2", "k")
+				case 3:
+					_, err = s.DeleteKey(e.ctx, e.dmid, "k2")
+				}
+			}
+			if err != nil && refusal(err) == "" {
+				e.Errorf("fid %d: %v", fid, err)
+			}
+		}
+	})
+	named := map[protocol.FID]bool{}
+	files, err := e.ListFIDs(e.ctx, 0, 1_000_000)
+	e.must(err)
+	for _, f := range files {
+		named[f.FID] = true
+	}
+	if len(files) > 2 {
+		e.Errorf("there are %d files under two keys", len(files))
+	}
+	for fid := range all {
+		e.queued(schema.QueueDelete, fid, !named[fid])
+		if d := e.debug(fid); d.Tempfile != nil {
+			e.Errorf("the upload of fid %d is still open", fid)
+		}
 	}
 }
 
