@@ -349,7 +349,7 @@ func statusOf(err error) int {
 	case errors.Is(err, volume.ErrBadName), errors.Is(err, errBadPath), errors.Is(err, errWrongSum), errors.Is(err, errBadSum),
 		errors.Is(err, errMalformedBody), errors.Is(err, errBrokenBody):
 		return http.StatusBadRequest
-	case errors.Is(err, volume.ErrSick), errors.Is(err, volume.ErrFlush), errors.Is(err, volume.ErrStale), errors.Is(err, volume.ErrRefused),
+	case errors.Is(err, volume.ErrSick), errors.Is(err, volume.ErrBusy), errors.Is(err, volume.ErrFlush), errors.Is(err, volume.ErrStale), errors.Is(err, volume.ErrRefused),
 		errors.Is(err, context.DeadlineExceeded):
 		return http.StatusServiceUnavailable
 	}

@@ -231,6 +231,7 @@ func (d *Docroot) openVolume(dev protocol.DevID) (*Volume, error) {
 		id: dev, path: path, root: root, o: &d.o, buffers: &d.buffers,
 		log:     d.o.Log.With().Uint32("devid", uint32(dev)).Logger(),
 		slots:   newSlots(d.o.Slots, d.o.StuckAfter),
+		uploads: make(chan struct{}, d.o.Uploads),
 		users:   users{idle: make(chan struct{})},
 		names:   nameLocks{of: make(map[string]*nameLock)},
 		temps:   temps{turn: make(chan struct{}, 1)},

@@ -22,6 +22,9 @@ var (
 	// ErrSick: the disk does not answer. The operation may still be carried
 	// out by the kernel, and is then undone.
 	ErrSick = errors.New("disk does not answer")
+	// ErrBusy: as many uploads as may are under way to the disk, and none
+	// ended in time.
+	ErrBusy = errors.New("too many uploads to the disk")
 	// ErrBadName: no file can have this name.
 	ErrBadName = errors.New("not the name of a file")
 	// ErrNoSum: no content sum is stored for the file.

@@ -14,10 +14,11 @@ import (
 // hole). Its methods may not be called concurrently, but several updates of one
 // file may go on at once.
 type Update struct {
-	v    *Volume
-	name string
-	h    Handle // nil until the first write
-	err  error  // why it failed, or that it is over
+	v     *Volume
+	name  string
+	h     Handle // nil until the first write
+	place place
+	err   error // why it failed, or that it is over
 }
 
 var _ io.WriterAt = (*Update)(nil)
@@ -121,7 +122,9 @@ func (u *Update) WriteAt(p []byte, off int64) (int, error) {
 		}
 		var err error
 		if h := u.h; h == nil {
-			err = u.open(context.Background(), write)
+			if err = u.place.enter(v); err == nil {
+				err = u.open(context.Background(), write)
+			}
 		} else {
 			_, err = do(context.Background(), v, func(*task) (struct{}, error) { return struct{}{}, write(h) }, nil)
 		}
@@ -169,6 +172,7 @@ func (u *Update) Abort() {
 
 func (u *Update) end(reason error) {
 	u.err = reason
+	u.place.leave()
 	if h := u.h; h != nil {
 		u.h = nil
 		u.v.background(func() { h.Close() })

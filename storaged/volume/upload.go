@@ -3,9 +3,11 @@ package volume
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"time"
 )
 
 // writeOutStep is after how many bytes an upload has the kernel begin to write:
@@ -23,10 +25,46 @@ type Upload struct {
 	buffered int
 	sum      Sum
 	volatile bool
+	place    place
 	err      error // why it failed, or that it is over
 }
 
 var _ io.Writer = (*Upload)(nil)
+
+// place is one of the places that uploads to a volume have. Those that are small
+// need none: nothing of them is on disk before they are complete, so that slow
+// clients cannot hold places with them.
+type place struct{ of chan struct{} } // nil where there is none
+
+// enter waits for a place, for StuckAfter at most: ErrBusy then. Who has one
+// keeps it.
+func (p *place) enter(v *Volume) error {
+	if p.of != nil {
+		return nil
+	}
+	select {
+	case v.uploads <- struct{}{}:
+		p.of = v.uploads
+		return nil
+	default:
+	}
+	t := time.NewTimer(v.o.StuckAfter)
+	defer t.Stop()
+	select {
+	case v.uploads <- struct{}{}:
+		p.of = v.uploads
+		return nil
+	case <-t.C:
+		return fmt.Errorf("%d are under way: %w", cap(v.uploads), ErrBusy)
+	}
+}
+
+func (p *place) leave() {
+	if p.of != nil {
+		<-p.of
+		p.of = nil
+	}
+}
 
 // staged is a new file that does not have its name yet.
 type staged struct {
@@ -88,7 +126,11 @@ func (u *Upload) Write(p []byte) (int, error) {
 // spill writes the buffer out.
 func (u *Upload) spill() error {
 	v := u.v
-	if err := v.begin(context.Background()); err != nil {
+	err := u.place.enter(v)
+	if err == nil {
+		err = v.begin(context.Background())
+	}
+	if err != nil {
 		u.drop(err)
 		return wrap("write", v.id, u.name, err)
 	}
@@ -98,6 +140,7 @@ func (u *Upload) spill() error {
 	}, func(s *staged) { v.undone(s.discard()) }, nil)
 	u.file, u.err = file, err
 	if err != nil {
+		u.place.leave()
 		return wrap("write", v.id, u.name, err)
 	}
 	v.buffers.Put(piece.buf)
@@ -208,6 +251,7 @@ func (u *Upload) Commit(ctx context.Context) error {
 		l.sum = nil
 	}
 	u.err = os.ErrClosed
+	defer u.place.leave()
 	_, err = run(ctx, v, func(t *task) (bool, error) {
 		s, err := last.write(v)
 		if err != nil {
@@ -335,6 +379,7 @@ func (u *Upload) Abort() {
 // drop ends the upload: nothing of it is under way.
 func (u *Upload) drop(reason error) {
 	u.err = reason
+	u.place.leave()
 	if u.buf != nil {
 		u.v.buffers.Put(u.buf)
 		u.buf, u.buffered = nil, 0

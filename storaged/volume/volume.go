@@ -48,6 +48,7 @@ func ParseDurability(s string) (Durability, error) {
 // Defaults of [Options].
 const (
 	DefaultSlots       = 32
+	DefaultUploads     = 128
 	DefaultStuckAfter  = 10 * time.Second
 	DefaultUsageMaxAge = 60 * time.Second
 )
@@ -62,6 +63,10 @@ type Options struct {
 	// Slots is how many system calls may be under way on one disk; 0 means
 	// DefaultSlots.
 	Slots int
+	// Uploads is how many uploads may have more than 64 KiB under way to one
+	// disk, which then writes to as many places; 0 means DefaultUploads. Others
+	// wait, in the order in which they came, for StuckAfter at most.
+	Uploads int
 	// StuckAfter is how long a disk may be silent; 0 means DefaultStuckAfter.
 	StuckAfter time.Duration
 	// UsageMaxAge is how old a usage may get before it is not told any more; 0
@@ -81,6 +86,9 @@ func (o *Options) fill() error {
 	if o.Slots < 0 {
 		errs = append(errs, fmt.Errorf("slots %d: must not be negative", o.Slots))
 	}
+	if o.Uploads < 0 {
+		errs = append(errs, fmt.Errorf("uploads %d: must not be negative", o.Uploads))
+	}
 	if o.StuckAfter < 0 {
 		errs = append(errs, fmt.Errorf("stuck after %v: must not be negative", o.StuckAfter))
 	}
@@ -98,6 +106,9 @@ func (o *Options) fill() error {
 	}
 	if o.Slots == 0 {
 		o.Slots = DefaultSlots
+	}
+	if o.Uploads == 0 {
+		o.Uploads = DefaultUploads
 	}
 	if o.StuckAfter == 0 {
 		o.StuckAfter = DefaultStuckAfter
@@ -128,6 +139,7 @@ type Volume struct {
 	buffers  *sync.Pool // of *[bufferSize]byte, shared by the docroot
 
 	slots    *slots
+	uploads  chan struct{} // holds one element for each upload that has a place
 	users    users
 	names    nameLocks
 	temps    temps

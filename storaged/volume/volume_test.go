@@ -505,3 +505,65 @@ func TestModes(t *testing.T) {
 		}
 	}
 }
+
+// TestUploadPlaces bounds the uploads to a disk. Small ones need no place, and
+// who waits gets the next, or is told.
+func TestUploadPlaces(t *testing.T) {
+	t.Parallel()
+	ctx := context.Background()
+	const large = 70_000
+	d := openDir(t, t.TempDir(), volume.Options{Uploads: 2, StuckAfter: 200 * time.Millisecond}, 1)
+	v := get(t, d, 1)
+	begin := func(name string) (*volume.Upload, error) {
+		u, err := v.Create(ctx, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = u.Write(content(1, large))
+		return u, err
+	}
+	first, err1 := begin("first")
+	second, err2 := begin("second")
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := begin("third"); !errors.Is(err, volume.ErrBusy) {
+		t.Errorf("a third upload: %v", err)
+	}
+	mustPut(t, v, "small", content(1, 100))
+	in, err := v.Update(ctx, "place")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := in.WriteAt([]byte("x"), 0); !errors.Is(err, volume.ErrBusy) {
+		t.Errorf("a write in place: %v", err)
+	}
+	for _, end := range []func(){
+		func() {
+			if err := first.Commit(ctx); err != nil {
+				t.Error(err)
+			}
+		},
+		second.Abort,
+	} {
+		waits := make(chan error, 1)
+		go func() { waits <- put(v, "waits", content(1, large)) }()
+		end()
+		if err := <-waits; err != nil {
+			t.Error(err)
+		}
+	}
+	if err := errors.Join(put(v, "a", content(1, large)), put(v, "b", content(1, large)), put(v, "c", content(1, large))); err != nil {
+		t.Errorf("places were not given back: %v", err)
+	}
+	// Those that fail give theirs back, too.
+	for range 3 {
+		u, err := v.Create(ctx, "a/below")
+		if err == nil {
+			_, err = u.Write(content(1, large))
+		}
+		if err == nil || errors.Is(err, volume.ErrBusy) {
+			t.Errorf("below a file: %v", err)
+		}
+	}
+}
