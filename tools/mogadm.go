@@ -25,6 +25,9 @@ import (
 // Forms and output are those that operators' scripts know.
 func RunAdm(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := admCommand()
+	if len(args) > 1 && args[1] == CompletionRequest {
+		return Complete(ctx, root, args[2:], stdout)
+	}
 	app := &cli.App{
 		Name:                  root.Name,
 		Usage:                 root.Usage,

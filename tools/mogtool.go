@@ -32,6 +32,9 @@ const (
 // returns the exit code.
 func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	root := Command()
+	if len(args) > 1 && args[1] == CompletionRequest {
+		return Complete(ctx, root, args[2:], stdout)
+	}
 	app := &cli.App{
 		Name:                  "mogtool",
 		Usage:                 root.Usage,
@@ -118,7 +121,7 @@ func Command() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "write one JSON object a line", EnvVars: []string{"MOGILE_JSON"}, DisableDefaultText: true},
 		},
 		Subcommands: slices.Concat(fileCommands(), adminCommands(), []*cli.Command{
-			checkCommand(), statsCommand(), consoleCommand(), benchCommand(),
+			checkCommand(), statsCommand(), consoleCommand(), benchCommand(), completionCommand(),
 		}),
 		Action:             unknownCommand,
 		OnUsageError:       onUsageError,
@@ -309,18 +312,22 @@ func command(name, usage, operands, description string, n need, flags []cli.Flag
 // newClient makes a client of the trackers named. conns bounds its connections
 // to each, 0 being the default.
 func newClient(c *cli.Context, conns int) (*protocol.Client, error) {
-	var addrs []string
-	for a := range strings.SplitSeq(c.String("trackers"), ",") {
-		if a = strings.TrimSpace(a); a != "" {
-			addrs = append(addrs, a)
-		}
-	}
 	return protocol.NewClient(protocol.ClientOptions{
-		Trackers: addrs,
+		Trackers: splitTrackers(c.String("trackers")),
 		Timeout:  c.Duration("timeout"),
 		MaxConns: conns,
 		Zone:     c.String("zone"),
 	})
+}
+
+func splitTrackers(list string) []string {
+	var addrs []string
+	for a := range strings.SplitSeq(list, ",") {
+		if a = strings.TrimSpace(a); a != "" {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs
 }
 
 var errHelp = errors.New("help is wanted")
