@@ -51,12 +51,16 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return runMogstored(ctx, d, args, stdin, stdout, stderr)
 		}
 	}
+	commands := []*cli.Command{devCommand(), trackerCommand(), storagedCommand(nil), migrateCommand(), tools.Command()}
+	if len(args) > 1 && args[1] == tools.CompletionRequest {
+		return tools.Complete(ctx, &cli.Command{Name: "mogile", Subcommands: commands}, args[2:], stdout)
+	}
 	return runApp(ctx, &cli.App{
 		Name:                 "mogile",
 		Usage:                "store files on many disks, and keep the copies that each class asks for",
 		Version:              Version(),
 		EnableBashCompletion: true,
-		Commands:             []*cli.Command{devCommand(), trackerCommand(), storagedCommand(nil), migrateCommand(), tools.Command()},
+		Commands:             commands,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage("no command %q: see mogile help", c.Args().First())
