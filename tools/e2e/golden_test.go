@@ -198,6 +198,17 @@ func (g *golden) open(name, kind string) {
 	if addr == "" {
 		g.t.Fatalf("%s: there is no %q to connect to", g.file, kind)
 	}
+	for deadline := time.Now().Add(10 * time.Second); ; {
+		probe, err := net.DialTimeout("tcp", addr, time.Second)
+		if err == nil {
+			probe.Close() // nothing was said
+			break
+		}
+		if time.Now().After(deadline) {
+			g.t.Fatalf("%s: %v", g.file, err)
+		}
+		<-time.After(20 * time.Millisecond) // it is another process, which has just been started
+	}
 	conn := dial(g.t, addr)
 	g.conn = &goldenConn{Conn: conn, r: bufio.NewReader(conn), http: base == "http" || base == "get"}
 	g.conns[name] = g.conn
