@@ -228,6 +228,7 @@ func (h *storageHost) serve(ctx context.Context, c *cli.Context, self process.Pr
 		}
 		defer status.Close() // whoever serves it closes it before
 	}
+	h.spareDescriptors(openFiles(), log)
 	var daemons storageDaemons
 	for _, s := range h.services {
 		o := storaged.Options{
@@ -261,9 +262,6 @@ func (h *storageHost) serve(ctx context.Context, c *cli.Context, self process.Pr
 	for _, w := range h.warnings {
 		log.Warn().Str("setting", w).Msg("configuration")
 	}
-	if limit, want := openFiles(), h.descriptors(); limit < want {
-		log.Warn().Uint64("limit", limit).Uint64("want", want).Msg("fewer files may be open than --max-conns needs: raise the limit (LimitNOFILE, ulimit -n)")
-	}
 	r := running{host: h, daemons: daemons, status: status, pidfile: pidfile, self: self, stderr: c.App.ErrWriter, log: log, drain: c.Duration("drain-timeout")}
 	err = r.run(ctx, c.Bool("pprof"), func() error {
 		return errors.Join(ready(), notifySystemd("READY=1"))
@@ -272,14 +270,34 @@ func (h *storageHost) serve(ctx context.Context, c *cli.Context, self process.Pr
 	return err
 }
 
-// descriptors is how many files are open when all connections of the data plane
-// wait for a request, and some more: the least that makes sense.
-func (h *storageHost) descriptors() uint64 {
-	n := uint64(100)
+// Descriptors that a process needs besides those of its connections, and the
+// fewest connections that make sense.
+const (
+	reservedFiles = 64
+	leastConns    = 16
+)
+
+// spareDescriptors lowers the bounds of connections so far that a file can be
+// open beside each: what cannot be opened would be refused, after the connection
+// was accepted.
+func (h *storageHost) spareDescriptors(limit uint64, log zerolog.Logger) {
+	planes := 0
 	for _, s := range h.services {
-		n += uint64(s.MaxConns)
+		for _, addr := range []string{s.HTTPListen, s.GetListen} {
+			if addr != "" {
+				planes++
+			}
+		}
 	}
-	return n
+	limit = min(limit, 1<<30)
+	each := max(int(limit-min(limit, reservedFiles))/(2*max(planes, 1)), leastConns)
+	for i := range h.services {
+		if s := &h.services[i]; s.MaxConns > each {
+			log.Warn().Uint64("limit", limit).Int("max_conns", s.MaxConns).Int("taken", each).
+				Msg("so few files may be open that fewer connections are taken: raise the limit (LimitNOFILE, ulimit -n) above twice --max-conns")
+			s.MaxConns = each
+		}
+	}
 }
 
 // storageDaemons are those of one process, of which the first is shown on the
