@@ -139,7 +139,7 @@ func below(t *testing.T, args ...string) []string {
 }
 
 var (
-	flagName     = regexp.MustCompile(`(?:^|[^-\w])(--[a-z][a-z-]*)`)
+	flagName     = regexp.MustCompile(`(?:^|[^-\w])(--[a-z][a-z_-]*)`)
 	commandLine  = regexp.MustCompile(`(?m)(?:^\s*|\$ |[|] |/|\$\(|go run \. )(mog(?:ile|tool) [^\n#|>)]*)`)
 	variableName = regexp.MustCompile(`\bMOGILE_[A-Z][A-Z_]*[A-Z]\b`)
 )
@@ -171,8 +171,17 @@ func TestDocumentedFlags(t *testing.T) {
 			}
 		}
 	}
+	for _, name := range []string{"mogilefsd", "mogdbsetup"} {
+		code, text := named(t, name, nil, "--help")
+		if code != 0 {
+			t.Errorf("%s --help: exit code %d", name, code)
+		}
+		helps[name] = text
+	}
 	// Other programs' flags, and a hidden one of ours.
-	all := flags("--pwprompt --owner --encoding --template --no-owner --generate-bash-completion --version")
+	all := flags("--pwprompt --owner --encoding --template --no-owner --generate-bash-completion --version " +
+		// What may be shortened, and start-stop-daemon's.
+		"--daemon --dbpass --dbrootpass --start --stop --chuid --retry --exec")
 	variables := make(map[string]bool)
 	for _, text := range helps {
 		maps.Copy(all, flags(text))
