@@ -780,3 +780,25 @@ func TestNoDeviceServed(t *testing.T) {
 		t.Errorf("no metric of the refused device: %v\n%s", err, b)
 	}
 }
+
+// TestAutomountCommand: both names give the exit codes of mogautomount. Block
+// devices are the business of its own tests.
+func TestAutomountCommand(t *testing.T) {
+	t.Parallel()
+	link := filepath.Join(t.TempDir(), "mogautomount")
+	if err := os.Symlink(binary, link); err != nil {
+		t.Fatal(err)
+	}
+	for _, cmd := range [][]string{{link}, {binary, "automount"}} {
+		for arg, want := range map[string]int{"--help": 0, "--bogus": 1} {
+			out, err := exec.Command(cmd[0], append(cmd[1:], arg)...).CombinedOutput()
+			code := 0
+			if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+				code = exit.ExitCode()
+			}
+			if code != want || !strings.Contains(string(out), "--chmod-mountpoints") {
+				t.Errorf("%q %s: %v\n%s", cmd, arg, err, out)
+			}
+		}
+	}
+}

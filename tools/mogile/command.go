@@ -15,6 +15,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/mogile/mogile/tools"
+	"github.com/mogile/mogile/tools/mogile/mogautomount"
 	"github.com/mogile/mogile/tools/mogile/mogstored"
 	"github.com/mogile/mogile/tools/mogile/process"
 )
@@ -27,9 +28,9 @@ const (
 )
 
 // Run executes one command line, args[0] being the program's name: under a name
-// that begins with "mogtool", "mogadm", "mogilefsd" or "mogdbsetup" it is that
-// program, otherwise mogile. It returns the exit code. Cancelling ctx stops what
-// runs, politely.
+// that begins with "mogtool", "mogadm", "mogilefsd", "mogdbsetup", "mogstored",
+// "cmogstored" or "mogautomount" it is that program, otherwise mogile. It returns
+// the exit code. Cancelling ctx stops what runs, politely.
 func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogtool") {
 		return tools.Run(ctx, args, stdin, stdout, stderr)
@@ -46,12 +47,15 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogdbsetup") {
 		return runMogdbsetup(ctx, args, stdin, stdout, stderr)
 	}
+	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogautomount") {
+		return mogautomount.Run(ctx, mogautomount.OS{}, args[1:], stdout, stderr)
+	}
 	for _, d := range []mogstored.Daemon{mogstored.Mogstored, mogstored.Cmogstored} {
 		if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), d.String()) {
 			return runMogstored(ctx, d, args, stdin, stdout, stderr)
 		}
 	}
-	commands := []*cli.Command{devCommand(), trackerCommand(), storagedCommand(nil), migrateCommand(), tools.Command()}
+	commands := []*cli.Command{devCommand(), trackerCommand(), storagedCommand(nil), automountCommand(), migrateCommand(), tools.Command()}
 	if len(args) > 1 && args[1] == tools.CompletionRequest {
 		return tools.Complete(ctx, &cli.Command{Name: "mogile", Subcommands: commands}, args[2:], stdout)
 	}
@@ -88,6 +92,9 @@ func runApp(ctx context.Context, app *cli.App, args []string, stdin io.Reader, s
 	err := app.RunContext(ctx, args)
 	if err == nil {
 		return ExitDone
+	}
+	if e, ok := errors.AsType[cli.ExitCoder](err); ok {
+		return e.ExitCode() // it has said why
 	}
 	if e, ok := errors.AsType[*process.ExitError](err); ok && e.Code > 0 {
 		return e.Code // it has said why

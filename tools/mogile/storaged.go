@@ -20,6 +20,7 @@ import (
 	"github.com/mogile/mogile/storaged"
 	"github.com/mogile/mogile/storaged/volume"
 	"github.com/mogile/mogile/tools/mogile/getopt"
+	"github.com/mogile/mogile/tools/mogile/mogautomount"
 	"github.com/mogile/mogile/tools/mogile/mogstored"
 	"github.com/mogile/mogile/tools/mogile/process"
 )
@@ -92,6 +93,22 @@ func runMogstored(ctx context.Context, d mogstored.Daemon, args []string, stdin 
 	}
 	app := &cli.App{Name: d.String(), Commands: []*cli.Command{storagedCommand(host)}}
 	return runApp(ctx, app, append([]string{d.String(), "storaged"}, config.Flags...), stdin, stdout, stderr)
+}
+
+// automountCommand is `mogile automount`, which reads its command line itself.
+func automountCommand() *cli.Command {
+	return &cli.Command{
+		Name:            "automount",
+		Usage:           "mount the file systems labelled MogileDev<N> on /var/mogdata/dev<N>",
+		SkipFlagParsing: true,
+		HideHelp:        true,
+		Action: func(c *cli.Context) error {
+			if code := mogautomount.Run(c.Context, mogautomount.OS{}, c.Args().Slice(), c.App.Writer, c.App.ErrWriter); code != mogautomount.Done {
+				return cli.Exit("", code)
+			}
+			return nil
+		},
+	}
 }
 
 // hostFromFlags is what flags, variables and the file that they name say.
