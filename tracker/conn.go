@@ -94,7 +94,7 @@ func (c *conn) serve(ctx context.Context) {
 			c.out = nil
 		}
 		c.beginWatching()
-		if in.ready() {
+		if c.place.piled = in.ready(); c.place.piled {
 			// Between two requests of one connection others get a turn.
 			runtime.Gosched()
 		}

@@ -1,6 +1,7 @@
 package tracker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -15,7 +16,10 @@ const maxWorkers = 500
 
 // queryWorkers bound how many requests are worked on at once. A request runs in
 // its connection's goroutine while it holds a worker's number; requests that
-// find no worker idle wait their turn, first come first served.
+// find no worker idle wait their turn, first come first served, but that those
+// of clients that wait for each answer go before those of clients that have sent
+// more requests meanwhile, except for one in backlogShare: however many requests
+// are piled up, who asks one thing is soon answered.
 //
 // Until open is called, no worker exists and every request waits.
 type queryWorkers struct {
@@ -28,7 +32,10 @@ type queryWorkers struct {
 	desired   int
 	idle      []int        // numbers, most recently used last: it is taken first
 	busy      map[int]fate // numbers at work
-	waiting   []*ticket    // longest first
+	waiting   []*ticket    // longest first; those that were not piled up
+	backlog   []*ticket    // longest first; those that were
+	turns     int          // requests that have gone before backlog
+	arrived   uint64       // tickets so far that had to wait
 	had       bool         // there has been a worker
 	abandoned int          // workers given up whose requests have not returned
 
@@ -50,7 +57,14 @@ type ticket struct {
 	line    string
 	from    netip.Addr
 	granted chan int // of capacity 1; receives the worker's number, 0 when there will be none
+
+	piled   bool   // was there already when the connection's last request was answered
+	arrived uint64 // its place among all that wait
 }
+
+// backlogShare is how many workers' turns, while both wait, bring one to a
+// request that was piled up.
+const backlogShare = 8
 
 func newQueryWorkers(desired int, number func() int) *queryWorkers {
 	return &queryWorkers{number: number, tell: func(string) {}, desired: desired, busy: make(map[int]fate)}
@@ -77,13 +91,20 @@ func (q *queryWorkers) fill() {
 
 // offer gives worker id to the request that waits longest, or lets it idle.
 func (q *queryWorkers) offer(id int) {
-	if len(q.waiting) == 0 {
+	from := &q.waiting
+	switch {
+	case len(q.waiting) == 0 && len(q.backlog) == 0:
 		q.idle = append(q.idle, id)
 		return
+	case len(q.backlog) == 0:
+	case len(q.waiting) == 0, q.turns == backlogShare-1:
+		from, q.turns = &q.backlog, 0
+	default:
+		q.turns++
 	}
-	next := q.waiting[0]
-	q.waiting[0] = nil
-	q.waiting = q.waiting[1:]
+	next := (*from)[0]
+	(*from)[0] = nil
+	*from = (*from)[1:]
 	q.busy[id] = stays
 	next.granted <- id
 }
@@ -108,7 +129,13 @@ func (q *queryWorkers) acquire(t *ticket) (int, error) {
 		return id, nil
 	}
 	q.waited++
-	q.waiting = append(q.waiting, t)
+	q.arrived++
+	t.arrived = q.arrived
+	if t.piled {
+		q.backlog = append(q.backlog, t)
+	} else {
+		q.waiting = append(q.waiting, t)
+	}
 	q.mu.Unlock()
 	if id := <-t.granted; id != 0 {
 		return id, nil
@@ -134,10 +161,10 @@ func (q *queryWorkers) stop() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.stopped = true
-	for _, t := range q.waiting {
+	for _, t := range slices.Concat(q.waiting, q.backlog) {
 		t.granted <- 0
 	}
-	q.waiting = nil
+	q.waiting, q.backlog = nil, nil
 }
 
 // release gives worker id back.
@@ -285,7 +312,7 @@ func (q *queryWorkers) load() load {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return load{
-		pending: len(q.waiting), processing: len(q.busy), bored: len(q.idle), desired: q.desired,
+		pending: len(q.waiting) + len(q.backlog), processing: len(q.busy), bored: len(q.idle), desired: q.desired,
 		queries: q.queries, waited: q.waited,
 	}
 }
@@ -294,8 +321,10 @@ func (q *queryWorkers) load() load {
 func (q *queryWorkers) queued() []recentQuery {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	waiting := make([]recentQuery, len(q.waiting))
-	for i, t := range q.waiting {
+	all := slices.Concat(q.waiting, q.backlog)
+	slices.SortFunc(all, func(a, b *ticket) int { return cmp.Compare(a.arrived, b.arrived) })
+	waiting := make([]recentQuery, len(all))
+	for i, t := range all {
 		waiting[i] = recentQuery{from: t.from, line: t.line}
 	}
 	return waiting

@@ -61,6 +61,51 @@ func TestQueryWorkersServeInOrderOfArrival(t *testing.T) {
 	})
 }
 
+// TestPiledUpRequestsGoLast has many requests wait that were sent without
+// waiting for answers, and then some of clients that do.
+func TestPiledUpRequestsGoLast(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueryWorkers(1, new(work.Numbers).Next)
+		var order []string
+		ask := func(name string, piled bool) {
+			place := newPlace(name)
+			place.piled = piled
+			go func() {
+				if _, err := q.acquire(place); err != nil {
+					t.Error(err)
+				}
+				order = append(order, name)
+			}()
+			synctest.Wait()
+		}
+		for i := range 3 {
+			ask(fmt.Sprintf("piled%d", i), true)
+		}
+		var want, queue []string
+		for i := range 9 {
+			ask(fmt.Sprint(i), false)
+			want = append(want, fmt.Sprint(i))
+		}
+		for _, w := range q.queued() {
+			queue = append(queue, w.line)
+		}
+		if diff := cmp.Diff(append([]string{"piled0", "piled1", "piled2"}, want...), queue); diff != "" {
+			t.Errorf("the queue is shown in order of arrival (-want +got):\n%s", diff)
+		}
+		q.open()
+		for range 11 {
+			synctest.Wait()
+			q.release(1)
+		}
+		synctest.Wait()
+		want = slices.Insert(want, backlogShare-1, "piled0")
+		if diff := cmp.Diff(append(want, "piled1", "piled2"), order); diff != "" {
+			t.Errorf("order (-want +got):\n%s", diff)
+		}
+	})
+}
+
 func TestMostRecentlyUsedQueryWorkerIsTakenFirst(t *testing.T) {
 	t.Parallel()
 	q := newQueryWorkers(3, new(work.Numbers).Next)
