@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/schema"
@@ -222,18 +223,33 @@ func (s *Store) RenameKey(ctx context.Context, dmid schema.DMID, from, to string
 			}
 			return protocol.ErrUnknownKey
 		}
-		tag, err := s.pool.Exec(ctx, renameKey, int16(dmid), from, to)
-		if err == nil && tag.RowsAffected() == 0 {
-			err = protocol.ErrUnknownKey
-		}
-		return err
+		return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+			queueRenameLocks(b, dmid, from, to)
+			b.Queue(renameKey, int16(dmid), from, to).Exec(func(tag pgconn.CommandTag) error {
+				if tag.RowsAffected() == 0 {
+					return protocol.ErrUnknownKey
+				}
+				return nil
+			})
+		})
 	})
+}
+
+// queueRenameLocks begins a rename by locking both keys' rows, in key order as
+// closes do: of renames in opposite directions one would else wait for the other
+// until the server breaks them off.
+func queueRenameLocks(b *pgx.Batch, dmid schema.DMID, from, to string) {
+	b.Queue(durable)
+	b.Queue(lockKeys, int16(dmid), from, to)
 }
 
 // RenameKeyIf gives fid another key, if its key is from.
 func (s *Store) RenameKeyIf(ctx context.Context, dmid schema.DMID, from, to string, fid protocol.FID) error {
 	return s.rename(ctx, from, to, func(ctx context.Context) error {
-		return changedIf(s.pool.QueryRow(ctx, renameKeyIf, int16(dmid), from, to, int64(fid)), fid)
+		return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+			queueRenameLocks(b, dmid, from, to)
+			b.Queue(renameKeyIf, int16(dmid), from, to, int64(fid)).QueryRow(func(row pgx.Row) error { return changedIf(row, fid) })
+		})
 	})
 }
 
@@ -255,6 +271,7 @@ func (s *Store) rename(ctx context.Context, from, to string, call func(ctx conte
 }
 
 const (
+	lockKeys    = `SELECT FROM file WHERE dmid = $1 AND dkey IN ($2, $3) ORDER BY dkey FOR UPDATE`
 	keyExists   = `SELECT EXISTS (SELECT FROM file WHERE dmid = $1 AND dkey = $2)`
 	renameKey   = `UPDATE file SET dkey = $3 WHERE dmid = $1 AND dkey = $2`
 	renameKeyIf = `WITH renamed AS (UPDATE file SET dkey = $3 WHERE dmid = $1 AND dkey = $2 AND fid = $4 RETURNING fid)

@@ -21,7 +21,7 @@ var conditionCases = []testCase{
 	{"Condition/counter", checkRaceSwap},
 	{"Condition/delete class", checkRaceDeleteClass},
 	{"Condition/among others", checkRaceMixed},
-	{"Condition/reserved rename", checkRaceRename},
+	{"Condition/crowded rename", checkRaceRename},
 }
 
 // closeIf closes fid as key k under conditions.
