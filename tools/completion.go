@@ -324,7 +324,7 @@ func (r *request) values(ctx context.Context, k kind, prefix string) {
 		prefix, typed = prefix+typed[:i], typed[i:]
 	}
 	switch k.name {
-	case "FILE", "DIR", "DIRECTORY", "LOCAL", "SOURCE", "DESTINATION":
+	case "FILE", "DIR", "SRC", "DST":
 		r.how = "files"
 		return
 	case "STATUS":

@@ -81,7 +81,7 @@ func TestOperandKind(t *testing.T) {
 		"CLASS KEY…":         {"CLASS", "KEY", "KEY"},
 		"[HOST…]":            {"HOST", "HOST"},
 		"CLASS PREFIX/|KEY…": {"CLASS", "PREFIX", "PREFIX"},
-		"SOURCE DESTINATION": {"SOURCE", "DESTINATION", ""},
+		"SRC DST":            {"SRC", "DST", ""},
 	} {
 		for i, name := range want {
 			if got := operandKind(usage, i).name; got != name {

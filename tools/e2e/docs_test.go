@@ -138,9 +138,34 @@ func below(t *testing.T, args ...string) []string {
 	return slices.DeleteFunc(strings.Fields(string(out)), func(s string) bool { return s == "help" || s == "h" })
 }
 
+// adm is what the binary prints, run as mogadm.
+func adm(t *testing.T, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(binary)
+	cmd.Args = append([]string{"mogadm"}, args...)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("mogadm %q: %v", args, err)
+	}
+	return string(out)
+}
+
+// admBelow are the commands below one of mogadm's.
+func admBelow(t *testing.T, args ...string) []string {
+	t.Helper()
+	var names []string
+	for line := range strings.Lines(adm(t, append(append([]string{"__complete", "fish"}, args...), "")...)) {
+		name, _, isCommand := strings.Cut(line, "\t")
+		if isCommand {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
 var (
 	flagName     = regexp.MustCompile(`(?:^|[^-\w])(--[a-z][a-z_-]*)`)
-	commandLine  = regexp.MustCompile(`(?m)(?:^\s*|\$ |[|] |/|\$\(|go run \. )(mog(?:ile|tool) [^\n#|>)]*)`)
+	commandLine  = regexp.MustCompile(`(?m)(?:^\s*|\$ |[|] |/|\$\(|go run \. )(mog(?:ile|tool|adm) [^\n#|>)]*)`)
 	variableName = regexp.MustCompile(`\bMOGILE_[A-Z][A-Z_]*[A-Z]\b`)
 )
 
@@ -161,14 +186,24 @@ func TestDocumentedFlags(t *testing.T) {
 	}
 	groups := make(map[string][]string)
 	for _, name := range below(t, "mogtool") {
-		groups[name] = nil
 		helps["mogtool "+name] = help(t, "mogtool", name)
 		switch name {
 		case "host", "device", "domain", "class", "settings", "bench":
-			groups[name] = below(t, "mogtool", name)
-			for _, sub := range groups[name] {
+			groups["mogtool "+name] = below(t, "mogtool", name)
+			for _, sub := range groups["mogtool "+name] {
 				helps["mogtool "+name+" "+sub] = help(t, "mogtool", name, sub)
 			}
+		}
+	}
+	helps["mogadm"] = adm(t, "--help")
+	for _, name := range admBelow(t) {
+		helps["mogadm "+name] = adm(t, name, "--help")
+		if name == "check" || name == "stats" {
+			continue
+		}
+		groups["mogadm "+name] = admBelow(t, name)
+		for _, sub := range groups["mogadm "+name] {
+			helps["mogadm "+name+" "+sub] = adm(t, name, sub, "--help")
 		}
 	}
 	for _, name := range []string{"mogilefsd", "mogdbsetup"} {
@@ -223,7 +258,7 @@ func TestDocumentedFlags(t *testing.T) {
 
 // checkCommand looks for the command of a line and its flags.
 func checkCommand(line string, helps map[string]string, groups map[string][]string, flags func(string) map[string]bool) error {
-	words := slices.DeleteFunc(strings.Fields(line), func(w string) bool { return w == "--json" })
+	words := slices.DeleteFunc(strings.Fields(line), func(w string) bool { return w == "--json" || strings.HasPrefix(w, "--trackers=") })
 	for len(words) > 2 && (words[1] == "--domain" || words[1] == "--trackers") {
 		words = slices.Delete(words, 1, 3)
 	}
@@ -234,7 +269,7 @@ func checkCommand(line string, helps map[string]string, groups map[string][]stri
 		return nil
 	}
 	name := words[0] + " " + words[1]
-	if len(words) > 2 && words[0] == "mogtool" && groups[words[1]] != nil {
+	if len(words) > 2 && groups[name] != nil {
 		name += " " + words[2]
 	}
 	text, ok := helps[name]
@@ -242,8 +277,8 @@ func checkCommand(line string, helps map[string]string, groups map[string][]stri
 		return fmt.Errorf("there is no command %q", name)
 	}
 	known := flags(text + " --help")
-	if words[0] == "mogtool" {
-		maps.Copy(known, flags(helps["mogtool"]))
+	if words[0] != "mogile" {
+		maps.Copy(known, flags(helps[words[0]]))
 	}
 	for f := range flags(line) {
 		if !known[f] {
