@@ -169,7 +169,7 @@ func TestOneKey(t *testing.T) {
 
 // Clients that send requests and read nothing cost what a connection costs, and
 // nobody else notices.
-func TestPipelinedFlood(t *testing.T) {
+func TestUnreadAnswers(t *testing.T) {
 	t.Parallel()
 	d := start(t, Options{ClientTimeout: 300 * time.Millisecond}, 1)
 	d.put("/dev1/f", string(pattern(1<<20)))

@@ -70,6 +70,13 @@ func (u *utilisation) subscribe() (<-chan []byte, func()) {
 	}
 }
 
+// watched reports whether anybody watches.
+func (u *utilisation) watched() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.watchers) > 0
+}
+
 func (u *utilisation) publish(group []byte) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -105,7 +112,7 @@ func (u *utilisation) run(ctx context.Context) error {
 			fallthrough
 		case err != nil:
 			now = reading{}
-		case last.busy != nil:
+		case last.busy != nil && u.watched():
 			u.publish(u.group(last, now))
 		}
 		failing, last = err != nil, now
