@@ -48,4 +48,11 @@
 // sign of life from the disk. A call that returns after its caller went away is
 // undone. While all slots are stuck the volume answers [ErrSick] at once and
 // starts nothing. Other volumes do not notice.
+//
+// # Many uploads
+//
+// An upload of more than 64 KiB has one of [Options].Uploads places from when
+// the first 64 KiB of it came. Who finds none waits in a row, and is answered
+// [ErrBusy] after StuckAfter. Small uploads need no place: nothing of them
+// reaches the disk before they are complete.
 package volume

@@ -78,3 +78,49 @@ func TestOldKernel(t *testing.T) {
 		t.Errorf("left behind: %v", left)
 	}
 }
+
+// BenchmarkOpen is what it costs that no name leads out of a device: openat2(2)
+// beneath it, os.Root where that is missing, and a plain open for comparison.
+func BenchmarkOpen(b *testing.B) {
+	dir := b.TempDir()
+	const name = "0/000/000/0000000042.fid"
+	if err := errors.Join(os.MkdirAll(filepath.Join(dir, "0/000/000"), 0o777), os.WriteFile(filepath.Join(dir, name), nil, 0o666)); err != nil {
+		b.Fatal(err)
+	}
+	beneath := func(fs FS) func() error {
+		root, err := fs.OpenRoot(dir)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { root.Close() })
+		return func() error {
+			h, err := root.Open(name, os.O_RDONLY)
+			if err != nil {
+				return err
+			}
+			return h.Close()
+		}
+	}
+	for _, way := range []struct {
+		name string
+		open func() error
+	}{
+		{"openat2", beneath(OS{})},
+		{"Root", beneath(oldKernel{})},
+		{"plain", func() error {
+			f, err := os.Open(filepath.Join(dir, name))
+			if err != nil {
+				return err
+			}
+			return f.Close()
+		}},
+	} {
+		b.Run(way.name, func(b *testing.B) {
+			for b.Loop() {
+				if err := way.open(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
