@@ -95,6 +95,13 @@ func (o *Options) fill() error {
 	if o.Path == "" || strings.ContainsRune(o.Path, 0) || o.Path == ":memory:" {
 		return fmt.Errorf("%q is not the path of a database file", o.Path)
 	}
+	// Connections are opened later too, when a process that goes into the
+	// background has left its folder.
+	path, err := filepath.Abs(o.Path)
+	if err != nil {
+		return fmt.Errorf("%s: %w", o.Path, err)
+	}
+	o.Path = path
 	// The lock file must be the same, whatever name the database goes by.
 	if path, err := filepath.EvalSymlinks(o.Path); err == nil {
 		o.Path = path

@@ -404,6 +404,54 @@ func TestMogilefsdForeground(t *testing.T) {
 	}
 }
 
+// TestMogilefsdRelativePaths: names are below the folder that it was started in,
+// though it leaves that.
+func TestMogilefsdRelativePaths(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if code, out := named(t, "mogdbsetup", nil, "--type=SQLite", "--dbname="+filepath.Join(dir, "m.db"), "--yes"); code != 0 {
+		t.Fatalf("mogdbsetup: exit code %d\n%s", code, out)
+	}
+	addr := fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1, "127.0.0.1"))
+	cmd := exec.Command(binary, "-c", "m.conf", "-D")
+	cmd.Args[0], cmd.Dir = "mogilefsd", dir
+	cmd.Env = append(os.Environ(), "MOGILE_SYSLOG="+startSyslog(t).path)
+	if err := os.WriteFile(filepath.Join(dir, "m.conf"), []byte("db_dsn = DBI:SQLite:m.db\npidfile m.pid\nuser root\nlisten "+addr+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	pidfile := filepath.Join(dir, "m.pid")
+	pid, err := pidNamed(pidfile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGKILL) }) // it has ended
+	client, err := protocol.NewClient(protocol.ClientOptions{Trackers: []string{addr}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if _, err := client.Do(t.Context(), "create_domain", protocol.Args{{Name: "domain", Value: "d"}}); err != nil {
+		t.Error(err)
+	}
+	eachParallel(50, 20, func(i int) { // for which it opens more connections
+		if _, err := client.Do(t.Context(), "list_keys", protocol.Args{{Name: "domain", Value: "d"}, {Name: "prefix", Value: "k"}}); !errors.Is(err, &protocol.Error{Code: "none_match"}) {
+			t.Errorf("list_keys: %v", err)
+		}
+	})
+	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	within(t, 20*time.Second, "its end", func() error {
+		if _, err := os.Stat(pidfile); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("the pidfile is there: %w", err)
+		}
+		return gone(pid)
+	})
+}
+
 // TestMogilefsdRefuses: what is wrong is said before anything begins.
 func TestMogilefsdRefuses(t *testing.T) {
 	t.Parallel()
