@@ -206,7 +206,11 @@ func (t *tally) end(verb string, dry, say bool) error {
 		text += fmt.Sprintf(", %s", size(v.Bytes))
 	}
 	if v.Files > 0 && !dry {
-		text += fmt.Sprintf(" in %v (%d files/s, %s/s)", took.Round(100*time.Millisecond), rate(v.Files, took), size(rate(v.Bytes, took)))
+		text += fmt.Sprintf(" in %v (%d files/s", took.Round(100*time.Millisecond), rate(v.Files, took))
+		if v.Bytes > 0 {
+			text += fmt.Sprintf(", %s/s", size(rate(v.Bytes, took)))
+		}
+		text += ")"
 	}
 	for _, p := range []struct {
 		n    int64
