@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"runtime/debug"
-	"strconv"
-	"strings"
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/tracker/cluster"
@@ -104,12 +102,6 @@ func (t *Tracker) table() map[string]*command {
 // errGivenUp closes the connection of a request that did not return.
 var errGivenUp = errors.New("request was given up")
 
-// maxArgs bounds the arguments of a request: each takes several times the memory
-// of its bytes in the line. MogileFS's own commands have fewer than a hundred.
-const maxArgs = 10_000
-
-var errManyArgs = &protocol.Error{Code: "bad_params", Text: "Too many arguments; at most " + strconv.Itoa(maxArgs) + " are read"}
-
 // answerLine is the tracker's [answerer].
 func (t *Tracker) answerLine(ctx context.Context, c *conn, line []byte, out []byte) ([]byte, error) {
 	if isConsole(line) {
@@ -119,10 +111,6 @@ func (t *Tracker) answerLine(ctx context.Context, c *conn, line []byte, out []by
 	text := string(line)
 	c.place.line = text
 	defer c.forget()
-	if strings.Count(text, "&") > maxArgs {
-		t.commands[unknownCommand].metrics.Answered(errManyArgs.Code, t.now().Sub(began))
-		return protocol.AppendErr(out, errManyArgs, nil), nil
-	}
 	req, err := protocol.ParseRequest(text)
 	cmd := t.commands[req.Command]
 	if err != nil || cmd == nil {
