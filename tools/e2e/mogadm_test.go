@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -63,6 +64,26 @@ func TestMogadm(t *testing.T) {
 		}
 		if c.want == "" && out != "" || !regexp.MustCompile(c.want).MatchString(out) {
 			t.Errorf("mogadm %s prints, want %q:\n%s", c.line, c.want, out)
+		}
+	}
+
+	// What mogtool says of settings is what trackers do.
+	refused := regexp.MustCompile(`^(schema_version|network_reload_interval)$`)
+	out, err := exec.CommandContext(t.Context(), binary, "mogtool", "--json", "--trackers", addr, "settings", "list", "--all").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		var x struct{ Key, About string }
+		if err := json.Unmarshal([]byte(line), &x); err != nil {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if x.About == "" {
+			t.Errorf("nothing is known of the setting %s", x.Key)
+		}
+		said, err := exec.CommandContext(t.Context(), binary, "mogtool", "--trackers", addr, "settings", "unset", x.Key).CombinedOutput()
+		if (err != nil) != refused.MatchString(x.Key) {
+			t.Errorf("unset %s: %v\n%s", x.Key, err, said)
 		}
 	}
 
