@@ -165,6 +165,9 @@ func TestWithDatabaseAndDaemons(t *testing.T) {
 		}
 		return n[q]
 	}
+	if class, err := store.CreateClass(ctx, "test", schema.Class{Name: "triple", MinDevCount: 3}); err != nil || class != 1 {
+		t.Fatalf("class %d, %v", class, err)
+	}
 	const files = 24
 	upload := func(n int) string {
 		content := strings.Repeat(strconv.Itoa(n), n*997)
