@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -274,7 +275,7 @@ const domain = "test"
 // has, and waits until every device takes files.
 func StartCluster(t testing.TB, s Spec) *Cluster {
 	t.Helper()
-	s.Trackers, s.Hosts, s.Devices = max(s.Trackers, 1), max(s.Hosts, 3), max(s.Devices, 2)
+	s.Trackers, s.Hosts, s.Devices = cmp.Or(s.Trackers, 1), cmp.Or(s.Hosts, 3), cmp.Or(s.Devices, 2)
 	if s.Engine == "" {
 		s.Engine = "sqlite"
 	}
