@@ -108,6 +108,7 @@ func admGroup(cmd *cli.Command, path string) {
 // commandLine is a command line of mogadm, taken apart.
 type commandLine struct {
 	path     []string  // the command
+	group    bool      // others are below it: which one is missing
 	global   []flagArg // those of mogadm itself
 	flags    []flagArg
 	operands []string
@@ -157,6 +158,7 @@ func admLine(root *cli.Command, args []string) (*commandLine, error) {
 			line.flags = append(line.flags, flagArg{flag.Names()[0], value})
 		}
 	}
+	line.group = len(at.Subcommands) > 0
 	return &line, nil
 }
 
@@ -210,8 +212,10 @@ func (l *commandLine) args() []string {
 	if l.help() {
 		return append(args, "--help")
 	}
-	for _, f := range l.flags {
-		args = append(args, "--"+f.name+"="+f.value)
+	if !l.group { // which says what is missing, and has no flags
+		for _, f := range l.flags {
+			args = append(args, "--"+f.name+"="+f.value)
+		}
 	}
 	if len(l.operands) == 0 {
 		return args
