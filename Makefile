@@ -22,7 +22,7 @@ all: build
 # The binary is static: no C library is linked in.
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o mogile .
-	for name in mogtool mogadm mogilefsd mogdbsetup mogstored mogautomount; do ln -sf mogile $$name; done
+	for name in mogtool mogadm mogilefsd mogdbsetup mogstored cmogstored mogautomount; do ln -sf mogile $$name; done
 
 test: deps
 	$(GO) test -race -p $(PARALLEL) -timeout 8m ./...
@@ -53,4 +53,4 @@ deps:
 	@.ci/deps
 
 clean:
-	rm -f mogile mogtool mogadm mogilefsd mogdbsetup mogstored mogautomount
+	rm -f mogile mogtool mogadm mogilefsd mogdbsetup mogstored cmogstored mogautomount
