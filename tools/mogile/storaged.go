@@ -511,13 +511,14 @@ func (i *inheritance) listen(addr string) (*net.TCPListener, error) {
 	return net.ListenTCP("tcp", want)
 }
 
-// sameAddr reports whether listening on want gives have. Without a host it is
-// all addresses, of IPv6 or of IPv4.
+// sameAddr reports whether listening on want gives have. Without a host, and on
+// 0.0.0.0 and ::, package net listens on all addresses, of IPv6 and of IPv4 where
+// the system has both: the listener's address is [::] then.
 func sameAddr(want, have *net.TCPAddr) bool {
 	switch {
 	case want.Port != have.Port:
 		return false
-	case len(want.IP) == 0:
+	case len(want.IP) == 0, want.IP.IsUnspecified():
 		return have.IP.IsUnspecified()
 	}
 	return want.IP.Equal(have.IP) && want.Zone == have.Zone
