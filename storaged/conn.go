@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -303,6 +304,15 @@ func (c *conn) Close() error {
 		<-l.slots
 	}
 	return err
+}
+
+// survive is to be deferred by who answers the connection: a bug that one request
+// meets must not end all the others, and the daemon.
+func (c *conn) survive() {
+	if v := recover(); v != nil {
+		c.from.log.Error().Err(fmt.Errorf("panic: %v\n%s", v, debug.Stack())).Stringer("client", c.RemoteAddr()).
+			Msg("a bug ended a connection")
+	}
 }
 
 // Write writes all of p, as long as the client takes some of it within the

@@ -56,8 +56,14 @@ func start(t testing.TB, o Options, devs ...int) *daemon {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return run(t, inner, o.Docroot)
+}
+
+// run runs a daemon for a test.
+func run(t testing.TB, inner *Daemon, docroot string) *daemon {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	d := &daemon{Daemon: inner, t: t, docroot: o.Docroot, cancel: cancel, done: make(chan struct{})}
+	d := &daemon{Daemon: inner, t: t, docroot: docroot, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(d.done)
 		d.err = d.Run(ctx)

@@ -1,8 +1,11 @@
 package storaged
 
 import (
+	"context"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +55,53 @@ func TestStopAgain(t *testing.T) {
 	if !busy.closed() {
 		t.Error("the upload goes on")
 	}
+}
+
+// poisonous is a handler with a bug.
+type poisonous struct{ handler }
+
+func (p poisonous) serve(ctx context.Context, r *request) answer {
+	if strings.HasSuffix(r.path, "poison") {
+		panic("a bug")
+	}
+	return p.handler.serve(ctx, r)
+}
+
+// A request that meets a bug costs its client the connection, and nobody else
+// anything.
+func TestPanic(t *testing.T) {
+	t.Parallel()
+	docroot := t.TempDir()
+	if err := os.Mkdir(filepath.Join(docroot, "dev1"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	inner, err := New(Options{Docroot: docroot, HTTPListen: "127.0.0.1:0", MgmtListen: "127.0.0.1:0"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner.http.handler = poisonous{inner.http.handler}
+	inner.side.shutdown = func(bool) { panic("another bug") }
+	d := run(t, inner, docroot)
+	other := dial(t, d.HTTPAddr())
+	other.send("PUT /dev1/f HTTP/1.1\nHost: x\nContent-Length: 2\n\n1")
+	eventually(t, "the upload is in progress", func() bool { return metric(t, d, "mogile_storaged_requests_in_flight") == 1 })
+	for range 2 {
+		c := dial(t, d.HTTPAddr())
+		c.send("GET /dev1/poison HTTP/1.1\nHost: x\n\n")
+		if !c.closed() {
+			t.Error("the connection stays open")
+		}
+	}
+	side := d.side()
+	side.send("shutdown\n")
+	if !side.closed() {
+		t.Error("the side channel's connection stays open")
+	}
+	other.send("2")
+	if r := other.receive("PUT"); r.StatusCode != 201 {
+		t.Errorf("the other's upload: %s", r.Status)
+	}
+	eventually(t, "no request is in progress", func() bool { return metric(t, d, "mogile_storaged_requests_in_flight") == 0 })
 }
 
 // Where all connections are in use, those that never asked for anything make

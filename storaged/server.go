@@ -118,6 +118,7 @@ func (s *server) serve(ctx, stop context.Context) error {
 
 // converse answers the requests of one connection.
 func (s *server) converse(ctx context.Context, c *conn) {
+	defer c.survive()
 	defer c.Close() // nobody is left who could hear it
 	in := newInput(c, &s.heads)
 	defer func() {

@@ -84,6 +84,7 @@ func (s *sideChannel) serve(ctx, stop context.Context) error {
 
 // converse answers one connection.
 func (s *sideChannel) converse(ctx, stop context.Context, c *conn) {
+	defer c.survive()
 	defer c.Close() // nobody is left who could hear it
 	r := bufio.NewReaderSize(c, maxSideLine)
 	for {
