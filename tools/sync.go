@@ -12,6 +12,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
@@ -235,8 +236,26 @@ func (t *tree) ask(n int64) error {
 	return &failure{err: errors.New("sync: nothing is done"), hint: "without --delete nothing is deleted", code: exitFailed}
 }
 
-// remove deletes one name at the destination.
+// remove deletes one name at the destination. The source is asked for it once
+// more: it may have got it since it was listed, and a listing that was wrong must
+// not cost a file.
 func (t *tree) remove(ctx context.Context, p pair) error {
+	var there bool
+	err := persist(ctx, t.retries, func() (err error) {
+		if !t.fetching {
+			there, err = t.isHere(p.name)
+			return err
+		}
+		_, err = t.s.client.FileInfo(ctx, t.s.domain, t.prefix+p.name)
+		there = err == nil
+		if errors.Is(err, protocol.ErrUnknownKey) {
+			return nil
+		}
+		return err
+	})
+	if err != nil || there {
+		return err
+	}
 	f := fileJSON{Action: "delete", Key: t.prefix + p.name}
 	if t.fetching {
 		f = fileJSON{Action: "delete", File: t.file(p.name)}
@@ -257,6 +276,30 @@ func (t *tree) remove(ctx context.Context, p pair) error {
 		return &outputError{err}
 	}
 	return nil
+}
+
+// isHere reports whether something of that name is in the directory, other than
+// by way of links, which are not followed.
+func (t *tree) isHere(name string) (bool, error) {
+	if nameError(name) != nil {
+		return false, nil
+	}
+	for i := 0; ; i++ {
+		n := strings.IndexByte(name[i:], '/')
+		last := n < 0
+		if i += n; last {
+			i = len(name)
+		}
+		fi, err := t.root.Lstat(name[:i])
+		switch {
+		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENAMETOOLONG):
+			return false, nil
+		case err != nil || last:
+			return err == nil, err
+		case !fi.IsDir():
+			return false, nil
+		}
+	}
 }
 
 // removeFile deletes a file, and the directories that it leaves empty.

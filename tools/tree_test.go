@@ -3,6 +3,7 @@ package tools
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -263,4 +264,68 @@ func TestTallyShows(t *testing.T) {
 			t.Errorf("%q", s)
 		}
 	})
+}
+
+// What is only at the destination is looked for once more before it goes: the
+// listings may be older than what happened since, or wrong.
+func TestSurplusThatIsNone(t *testing.T) {
+	t.Parallel()
+	cluster := protocoltest.NewCluster(t, 1, 1)
+	src := writeTree(t, map[string]string{"back": "a", "f": "b", "g": "c"})
+	mustRun(t, cluster, "sync", src, "mogile:t")
+	if err := errors.Join(os.Remove(filepath.Join(src, "back")), os.WriteFile(filepath.Join(src, "new"), nil, 0o666)); err != nil {
+		t.Fatal(err)
+	}
+	cluster.Before(func(req protocol.Request) *protocoltest.Reply {
+		if req.Command == "create_open" {
+			if err := os.WriteFile(filepath.Join(src, "back"), []byte("a"), 0o666); err != nil {
+				t.Error(err)
+			}
+		}
+		return nil
+	})
+	mustRun(t, cluster, "sync", "--delete", "--yes", src, "mogile:t")
+	if got := mustRun(t, cluster, "ls", "t/"); got != "t/back\nt/f\nt/g\nt/new\n" {
+		t.Errorf("stored is %q", got)
+	}
+
+	dir := t.TempDir()
+	mustRun(t, cluster, "sync", "mogile:t", dir)
+	if err := os.WriteFile(filepath.Join(dir, "surplus"), nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	cluster.Before(func(req protocol.Request) *protocoltest.Reply {
+		if req.Command != "list_keys" {
+			return nil
+		}
+		return &protocoltest.Reply{Fields: protocol.Args{{Name: "key_count", Value: "2"}, {Name: "key_1", Value: "t/back"}, {Name: "key_2", Value: "t/new"}}}
+	})
+	mustRun(t, cluster, "sync", "--delete", "--yes", "--force", "mogile:t", dir)
+	if names := listDir(t, dir); strings.Join(names, " ") != "back f g new" {
+		t.Errorf("here is %q", names)
+	}
+}
+
+// Names that are there only by way of a link, or cannot be, are not there.
+func TestIsHere(t *testing.T) {
+	t.Parallel()
+	dir := writeTree(t, map[string]string{"a/b": "", "c": ""})
+	if err := errors.Join(os.Symlink("a", filepath.Join(dir, "link")), os.Symlink("/", filepath.Join(dir, "out"))); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	tr := &tree{root: root}
+	for name, want := range map[string]bool{
+		"a/b": true, "c": true, "a": true, "link": true,
+		"": false, "a/x": false, "x/b": false, "c/d": false, "link/b": false, "out/tmp": false, "../x": false, "a//b": false,
+		strings.Repeat("n", 300): false, "a/" + strings.Repeat("n", 300): false,
+	} {
+		if got, err := tr.isHere(name); err != nil || got != want {
+			t.Errorf("%.20q: %v, %v", name, got, err)
+		}
+	}
 }
