@@ -116,6 +116,21 @@ func TestCompatibilityNamesTests(t *testing.T) {
 	if !strings.Contains(page, fmt.Sprintf("a list of %d features", n)) {
 		t.Errorf("there are %d rows; the beginning says otherwise", n)
 	}
+	_, clients, found := strings.Cut(page, "\n## Clients and tools\n")
+	if !found {
+		t.Fatal("nothing is said of clients and tools")
+	}
+	for _, row := range regexp.MustCompile(`(?m)^\| (.*) \| .* \| (.*) \|$`).FindAllStringSubmatch(clients, -1)[1:] {
+		names := regexp.MustCompile("`(Test\\w+)(?:/(\\w+))?`").FindAllStringSubmatch(row[2], -1)
+		if len(names) == 0 {
+			t.Errorf("%s: no test plays it", row[1])
+		}
+		for _, name := range names {
+			if !exists("tools/e2e", name[1]) || name[2] != "" && !strings.Contains(sources["tools/e2e"], "{"+strconv.Quote(name[2])+",") {
+				t.Errorf("%s: there is no test %s", row[1], strings.Trim(name[0], "`"))
+			}
+		}
+	}
 }
 
 // help is what a command says to --help.
