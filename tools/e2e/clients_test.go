@@ -306,9 +306,13 @@ func playPerlLargeFile(p *player) {
 		"PUT " + path + " HTTP/1.0\r\nContent-length: 9\r\n\r\nleft over",
 		"PUT " + path + " HTTP/1.0\r\n\r\n",
 		"PUT " + path + " HTTP/1.0\r\nContent-length: 9\r\n\r\nleft over",
-		"PUT " + path + " HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+		"PUT " + path + " HTTP/1.1\r\nTE: deflate,gzip;q=0.3\r\nConnection: TE, close\r\nHost: x\r\nUser-Agent: libwww-perl/6.68\r\n\r\n",
 	} {
-		dialHTTP(p.t, d.path).done(first)
+		h := dialHTTP(p.t, d.path)
+		h.done(first)
+		if rest, err := io.ReadAll(h.r); err != nil || len(rest) > 0 {
+			p.t.Errorf("%q ends with %q, %v; want the connection closed", first, rest, err)
+		}
 	}
 	if got, err := fetch(d.path); err != nil || len(got) != 0 {
 		p.t.Fatalf("after the empty PUT: %q, %v", got, err)
