@@ -9,6 +9,7 @@ import (
 	"hash"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -30,11 +31,17 @@ func getBig(s *session, key, file string, info bigInfo) error {
 	}
 	// The name tells the content, so that nothing else is continued.
 	name := filepath.Join(filepath.Dir(file), fmt.Sprintf("%sbig-%08x", partialPrefix, crc32.ChecksumIEEE(appendBigInfo(nil, bigInfo{Chunks: sums(info)}))))
-	tmp, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o666)
-	if err != nil {
-		return err
+	var tmp *os.File
+	for tmp == nil {
+		f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o666)
+		if err != nil {
+			return err
+		}
+		if tmp, err = lockPartial(f, func() (fs.FileInfo, error) { return os.Lstat(name) }); err != nil {
+			return err
+		}
 	}
-	defer tmp.Close()
+	defer tmp.Close() // which gives the lock up
 	if err := tmp.Truncate(info.stored()); err != nil {
 		return err
 	}
@@ -80,7 +87,7 @@ func getBig(s *session, key, file string, info bigInfo) error {
 			return err
 		})
 	}
-	err = g.Wait()
+	err := g.Wait()
 	hide()
 	shown.Wait()
 	if err != nil {
@@ -94,7 +101,10 @@ func getBig(s *session, key, file string, info bigInfo) error {
 			return err
 		}
 	}
-	if err := errors.Join(tmp.Sync(), tmp.Close(), os.Rename(name, file)); err != nil {
+	if err := tmp.Sync(); err != nil {
+		return err
+	}
+	if err := os.Rename(name, file); err != nil {
 		return err
 	}
 	if s.out.json {
@@ -123,7 +133,10 @@ func getCompressed(s *session, key, file string, info bigInfo) error {
 	if err := catBig(s, key, info, 0, -1, tmp); err != nil {
 		return err
 	}
-	if err := errors.Join(tmp.Sync(), tmp.Close(), os.Rename(tmp.Name(), file)); err != nil {
+	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	if err := os.Rename(tmp.Name(), file); err != nil {
 		return err
 	}
 	if s.out.json {

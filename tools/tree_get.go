@@ -115,9 +115,10 @@ func (t *tree) fetch(ctx context.Context, name string, info protocol.FileInfo, r
 			}
 		}
 	}
-	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
+	if err := tmp.Sync(); err != nil {
 		return err
 	}
+	// Closing gives the lock up, and so comes last.
 	if err := t.place(tmp.name, name, replace); err != nil {
 		return errors.Join(err, t.root.Remove(tmp.name))
 	}
@@ -212,7 +213,7 @@ func (t *tree) place(tmp, name string, replace bool) error {
 //
 // While it is written it is called ….new, and when it has been set aside with all
 // its bytes on disk ….part. What a crash may have left is continued only where
-// the tracker has a checksum of the whole.
+// the tracker has a checksum of the whole. Who writes it has it locked.
 type partial struct {
 	*os.File
 	name    string
@@ -233,27 +234,65 @@ func (t *tree) openPartial(name string, info protocol.FileInfo) (*partial, error
 	p := &partial{name: base + ".new"}
 	t.own.took(base)
 	resume := !info.Checksum.IsZero()
-	switch err := t.root.Rename(base+".part", p.name); {
-	case err == nil:
-		resume = true
-	case !errors.Is(err, fs.ErrNotExist):
-		return nil, err
+	for p.File == nil {
+		switch err := t.root.Rename(base+".part", p.name); {
+		case err == nil:
+			resume = true
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+		f, err := t.root.OpenFile(p.name, os.O_CREATE|os.O_RDWR, 0o666)
+		if err != nil {
+			return nil, err
+		}
+		if p.File, err = lockPartial(f, func() (fs.FileInfo, error) { return t.root.Lstat(p.name) }); err != nil {
+			return nil, err
+		}
 	}
-	f, err := t.root.OpenFile(p.name, os.O_CREATE|os.O_RDWR, 0o666)
-	if err != nil {
-		return nil, err
-	}
-	p.File = f
-	fi, err := f.Stat()
+	fi, err := p.Stat()
 	if err == nil && (!resume || fi.Size() > info.Length) {
-		err = f.Truncate(0)
+		err = p.Truncate(0)
 	} else if err == nil {
 		p.have = fi.Size()
 	}
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, p.Close())
 	}
 	return p, nil
+}
+
+// lockPartial has nobody else write to f. named looks at what has the name that f
+// was opened under: where that is another file by now, or none, the answer is nil.
+// f is closed where it is not returned.
+func lockPartial(f *os.File, named func() (fs.FileInfo, error)) (_ *os.File, err error) {
+	keep := false
+	defer func() {
+		if !keep {
+			err = errors.Join(err, f.Close())
+		}
+	}()
+	locked, err := lockFile(f)
+	if err != nil {
+		return nil, err
+	}
+	if !locked {
+		return nil, &refusal{errors.New("another process fetches it into the same directory")}
+	}
+	mine, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	now, err := named()
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if keep = os.SameFile(mine, now); !keep {
+		return nil, nil
+	}
+	return f, nil
 }
 
 // setAside keeps what arrived. That it fails costs the next run the same bytes.
@@ -315,12 +354,25 @@ func (p *partials) sweep(root *os.Root) error {
 			continue
 		}
 		for _, ext := range []string{".new", ".part"} {
-			if err := root.Remove(base + ext); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err := removePartial(root, base+ext); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, err)
 			}
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// removePartial removes an unfinished download unless another process is at it.
+func removePartial(root *os.Root, name string) error {
+	f, err := root.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if locked, err := lockFile(f); err != nil || !locked {
+		return err
+	}
+	return root.Remove(name)
 }
 
 // getTree is get -r.

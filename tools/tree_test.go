@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -37,6 +38,8 @@ func writeTree(t *testing.T, files map[string]string) string {
 	return dir
 }
 
+// mustRun runs mogtool in this process. Tests that do are not parallel: package cli
+// has variables that all runs write to.
 func mustRun(t *testing.T, c *protocoltest.Cluster, args ...string) string {
 	t.Helper()
 	code, stdout, stderr := run(t.Context(), c, args...)
@@ -132,7 +135,6 @@ func TestTreeResumes(t *testing.T) {
 // What a crash may have left of a download is continued only where a checksum
 // tells whether it is good.
 func TestTreeAfterCrash(t *testing.T) {
-	t.Parallel()
 	for class, ranged := range map[string]bool{"": false, "single": true} {
 		cluster := protocoltest.NewCluster(t, 1, 1)
 		mustRun(t, cluster, "put", "-r", "--class", class, writeTree(t, map[string]string{"f": "a good file"}), "t")
@@ -165,7 +167,6 @@ func TestTreeAfterCrash(t *testing.T) {
 // A file that comes up while another of its name is fetched stays: it is
 // somebody else's, or that of a key which this file system takes for the same.
 func TestTreeNameTaken(t *testing.T) {
-	t.Parallel()
 	cluster := protocoltest.NewCluster(t, 1, 1)
 	mustRun(t, cluster, "put", "-r", writeTree(t, map[string]string{"a": "stored", "b": "stored"}), "t")
 	dir := t.TempDir()
@@ -190,7 +191,6 @@ func TestTreeNameTaken(t *testing.T) {
 // Failures that pass are waited out; those that do not are told of once, and
 // where all fail the run ends.
 func TestTreeFailures(t *testing.T) {
-	t.Parallel()
 	cluster := protocoltest.NewCluster(t, 1, 1)
 	files := make(map[string]string)
 	for i := range 40 {
@@ -266,10 +266,55 @@ func TestTallyShows(t *testing.T) {
 	})
 }
 
+// Two runs that fetch the same file into one directory do not write to the same
+// bytes: one of them leaves it to the other.
+func TestTreeTwice(t *testing.T) {
+	cluster := protocoltest.NewCluster(t, 1, 1)
+	content := strings.Repeat("0123456789", 10_000)
+	mustRun(t, cluster, "put", "-r", writeTree(t, map[string]string{"f": content}), "t")
+	mustRun(t, cluster, "put", "-r", writeTree(t, map[string]string{"g": "small"}), "u")
+	dir := t.TempDir()
+	half, rest := make(chan struct{}), make(chan struct{})
+	var asked atomic.Int64
+	cluster.Storage[0].Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+		if asked.Add(1) > 1 {
+			return false
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+		_, _ = w.Write([]byte(content[:30_000]))
+		w.(http.Flusher).Flush()
+		close(half)
+		<-rest
+		_, _ = w.Write([]byte(content[30_000:]))
+		return true
+	})
+	first := exec.CommandContext(t.Context(), "mogtool", "--trackers", strings.Join(cluster.Addrs(), ","), "--domain", "test", "get", "-r", "t", dir)
+	var said bytes.Buffer
+	first.Stderr = &said
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-half
+	code, _, stderr := run(t.Context(), cluster, "get", "-r", "t", dir)
+	if code != exitFailed || !strings.Contains(stderr, "another process fetches it") {
+		t.Errorf("the second: code %d, %s", code, stderr)
+	}
+	mustRun(t, cluster, "sync", "--delete", "--force", "--yes", "mogile:u", dir) // which sweeps
+	close(rest)
+	if err := first.Wait(); err != nil {
+		t.Errorf("the first: %v, %s", err, &said)
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "f")); err != nil || string(b) != content {
+		t.Errorf("%d bytes, as stored: %v, %v", len(b), string(b) == content, err)
+	}
+	if names := listDir(t, dir); strings.Join(names, " ") != "f g" {
+		t.Errorf("here is %q", names)
+	}
+}
+
 // What is only at the destination is looked for once more before it goes: the
 // listings may be older than what happened since, or wrong.
 func TestSurplusThatIsNone(t *testing.T) {
-	t.Parallel()
 	cluster := protocoltest.NewCluster(t, 1, 1)
 	src := writeTree(t, map[string]string{"back": "a", "f": "b", "g": "c"})
 	mustRun(t, cluster, "sync", src, "mogile:t")

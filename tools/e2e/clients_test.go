@@ -16,6 +16,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,6 +31,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema/postgres/pgtest"
 )
 
 // TestClients plays the clients of MogileFS that people run: each subtest says
@@ -38,7 +40,16 @@ import (
 func TestClients(t *testing.T) {
 	t.Parallel()
 	engines(t, func(t *testing.T, engine string) {
-		c := StartCluster(t, Spec{Engine: engine, GetListen: true})
+		// The database is named as MogileFS's configuration names it.
+		dsn := "DBI:SQLite:" + filepath.Join(t.TempDir(), "namespace.db")
+		if engine == "postgres" {
+			u, err := url.Parse(pgtest.DSN(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			dsn = fmt.Sprintf("DBI:Pg:dbname=%s;host=%s;port=%s;user=%s;sslmode=disable", strings.TrimPrefix(u.Path, "/"), u.Hostname(), u.Port(), u.User.Username())
+		}
+		c := StartCluster(t, Spec{DSN: dsn})
 		c.Do("update_host", "host=host1", "altip=127.0.1.1", "altmask=10.99.0.0/16")
 		for _, client := range []struct {
 			name string
@@ -496,8 +507,8 @@ func playMogadmCheck(p *player) {
 // database is a connection to the cluster's database, as a script has one.
 func (p *player) database() *sql.DB {
 	p.t.Helper()
-	driver, dsn := "pgx", p.DSN
-	if path, ok := strings.CutPrefix(p.DSN, "sqlite:"); ok {
+	driver, dsn := "pgx", strings.ReplaceAll(strings.TrimPrefix(p.DSN, "DBI:Pg:"), ";", " ")
+	if path, ok := strings.CutPrefix(p.DSN, "DBI:SQLite:"); ok {
 		driver, dsn = "sqlite", "file:"+path+"?_pragma=busy_timeout(10000)"
 	}
 	db, err := sql.Open(driver, dsn)

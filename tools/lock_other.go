@@ -1,0 +1,8 @@
+//go:build !unix
+
+package tools
+
+import "os"
+
+// lockFile locks a file against other processes; here there is no way to.
+func lockFile(*os.File) (bool, error) { return true, nil }
