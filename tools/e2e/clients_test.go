@@ -432,7 +432,9 @@ S: OK class=c&mindevcount=2&domain=perladmin
 C: update_class domain=perladmin&class=c&mindevcount=3&replpolicy=MultipleHosts%28%29
 S: OK class=c&mindevcount=3&domain=perladmin
 C: create_open domain=perladmin&class=&key=x&fid=0&multi_dest=1
-S: OK fid=<_:\d+>&dev_count=3&devid_1=<_>&path_1=<_>&devid_2=<_>&path_2=<_>&devid_3=<_>&path_3=<_>
+S: OK fid=<fid:\d+>&dev_count=3&devid_1=<dev>&path_1=<path>&devid_2=<_>&path_2=<_>&devid_3=<_>&path_3=<_>
+C: create_close domain=perladmin&key=&fid=<fid>&devid=<dev>&path=<path>
+S: OK 
 C: delete_class domain=perladmin&class=c
 S: OK domain=perladmin&class=c
 C: delete_domain domain=perladmin
