@@ -196,8 +196,29 @@ func (b *bigPut) begin(ctx context.Context) error {
 	if !errors.Is(err, protocol.ErrUnknownKey) {
 		return err
 	}
+	if !b.old {
+		if err := b.free(ctx); err != nil {
+			return err
+		}
+	}
 	record := fmt.Appendf(nil, "des %s\ntype %s\nfilename %s\n", b.info.Description, b.info.Type, b.info.Filename)
 	return b.put(ctx, bigBegunPrefix+b.key, record)
+}
+
+// free refuses a key whose chunks would replace, or have as surplus deleted, files
+// that no upload has left.
+func (b *bigPut) free(ctx context.Context) error {
+	err := persist(ctx, b.retries, func() error {
+		_, err := b.s.client.FileInfo(ctx, b.s.domain, bigBegunPrefix+b.key)
+		return err
+	})
+	if !errors.Is(err, protocol.ErrUnknownKey) {
+		return err
+	}
+	return eachChunk(ctx, b.s, b.key, b.retries, func(key string, _ int) error {
+		return &failure{err: fmt.Errorf("store key %q in domain %q in chunks: the key %q is in use, and no big file says that it is one of its chunks", b.key, b.s.domain, key),
+			hint: "choose another key, or delete what is not needed ('mogtool ls " + b.key + ",' lists it)", code: exitFailed}
+	})
 }
 
 func (b *bigPut) put(ctx context.Context, key string, content []byte) error {
