@@ -191,9 +191,11 @@ func (n *Nginx) writeUsage() {
 		used, available := (fs.Blocks-fs.Bfree)*kib, fs.Bavail*kib
 		file := fmt.Sprintf("available: %d\ndevice: disk\ndisk: %s\ntime: %d\ntotal: %d\nuse: 1%%\nused: %d\n",
 			available, dir, time.Now().Unix(), used+available, max(used, 1))
-		if err := os.WriteFile(filepath.Join(dir, ".usage"), []byte(file), 0o666); err == nil {
+		err := os.WriteFile(filepath.Join(dir, ".usage"), []byte(file), 0o666)
+		if err == nil {
 			err = os.Rename(filepath.Join(dir, ".usage"), filepath.Join(dir, "usage"))
-		} else {
+		}
+		if err != nil {
 			n.t.Errorf("usage file: %v", err)
 		}
 	}
