@@ -206,10 +206,19 @@ func get(s *session, args []string) error {
 		file = args[1]
 	}
 	if file == "-" {
-		return write(s, key)
+		return write(s, key, s.App.Writer)
 	}
-	if fi, err := os.Stat(file); err == nil && fi.IsDir() {
+	fi, err := os.Stat(file)
+	if err == nil && fi.IsDir() {
 		file = filepath.Join(file, path.Base(key))
+		fi, err = os.Stat(file)
+	}
+	if err == nil && !fi.Mode().IsRegular() && !fi.IsDir() { // a pipe or a device stays one
+		f, err := os.OpenFile(file, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(write(s, key, f), f.Close())
 	}
 	if big, ok, err := chunked(s, key); ok || err != nil {
 		if err != nil {
@@ -316,9 +325,9 @@ func chunked(s *session, key string) (bigInfo, bool, error) {
 	return info, bigErr == nil, bigErr
 }
 
-// write writes the file under key, in chunks or in one, to standard output.
-func write(s *session, key string) error {
-	_, err := fetch(s, key, s.App.Writer)
+// write writes the file under key, in chunks or in one, to w.
+func write(s *session, key string, w io.Writer) error {
+	_, err := fetch(s, key, w)
 	if !errors.Is(err, protocol.ErrUnknownKey) {
 		return err
 	}
@@ -329,7 +338,7 @@ func write(s *session, key string) error {
 	case !ok: // it has come in between
 		return err
 	}
-	return catBig(s, key, big, 0, -1, s.App.Writer)
+	return catBig(s, key, big, 0, -1, w)
 }
 
 // byteRange is bytes from off: n of them, or all where n is negative. Where off
@@ -377,7 +386,7 @@ func (r byteRange) of(length int64) byteRange {
 func cat(s *session, args []string) error {
 	if !s.IsSet("range") {
 		for _, key := range args {
-			if err := write(s, key); err != nil {
+			if err := write(s, key, s.App.Writer); err != nil {
 				return err
 			}
 		}
