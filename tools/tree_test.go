@@ -351,6 +351,35 @@ func TestSurplusThatIsNone(t *testing.T) {
 	}
 }
 
+// Trackers on a database that ignores case list keys that were not asked for:
+// nothing is done to those.
+func TestKeysOfOtherPrefixes(t *testing.T) {
+	cluster := protocoltest.NewCluster(t, 1, 1)
+	src := writeTree(t, map[string]string{"f": "content"})
+	for _, prefix := range []string{"ſ", "s", "S"} { // of which the first has two bytes
+		mustRun(t, cluster, "put", "-r", src, prefix)
+	}
+	cluster.Before(func(req protocol.Request) *protocoltest.Reply {
+		if req.Command != "list_keys" {
+			return nil
+		}
+		return &protocoltest.Reply{Fields: protocol.Args{
+			{Name: "key_count", Value: "3"}, {Name: "key_1", Value: "S/f"}, {Name: "key_2", Value: "s/f"}, {Name: "key_3", Value: "ſ/f"},
+		}}
+	})
+	mustRun(t, cluster, "touch-class", "single", "s/")
+	for prefix, class := range map[string]string{"s": "single", "S": "default", "ſ": "default"} {
+		if got := mustRun(t, cluster, "info", prefix+"/f"); !strings.Contains(got, class) {
+			t.Errorf("%s/f: %s", prefix, got)
+		}
+	}
+	dir := t.TempDir()
+	mustRun(t, cluster, "get", "-r", "ſ", dir)
+	if names := listDir(t, dir); len(names) != 1 {
+		t.Errorf("here is %q", names)
+	}
+}
+
 // Names that are there only by way of a link, or cannot be, are not there.
 func TestIsHere(t *testing.T) {
 	t.Parallel()

@@ -129,6 +129,9 @@ func listKeys(ctx context.Context, s *session, prefix string, retries int, emit 
 				return fmt.Errorf("the tracker lists key %q after %q; this needs a listing in byte order", key, after)
 			}
 			after = key
+			if !strings.HasPrefix(key, prefix) {
+				continue // a tracker for which upper and lower case are the same
+			}
 			if err := emit(key); err != nil {
 				return err
 			}
