@@ -271,11 +271,7 @@ func lockPartial(f *os.File, named func() (fs.FileInfo, error)) (_ *os.File, err
 			err = errors.Join(err, f.Close())
 		}
 	}()
-	locked, err := lockFile(f)
-	if err != nil {
-		return nil, err
-	}
-	if !locked {
+	if !lockFile(f) {
 		return nil, &refusal{errors.New("another process fetches it into the same directory")}
 	}
 	mine, err := f.Stat()
@@ -364,13 +360,13 @@ func (p *partials) sweep(root *os.Root) error {
 
 // removePartial removes an unfinished download unless another process is at it.
 func removePartial(root *os.Root, name string) error {
-	f, err := root.Open(name)
+	f, err := root.OpenFile(name, os.O_RDWR, 0) // NFS locks only what can be written
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if locked, err := lockFile(f); err != nil || !locked {
-		return err
+	if !lockFile(f) {
+		return nil
 	}
 	return root.Remove(name)
 }

@@ -65,6 +65,10 @@ func daemon(play string) int {
 			return err
 		}
 		fmt.Fprintln(os.Stderr, "nobody hears this")
+		// A script that turns logs over sends it to whatever has a pidfile.
+		if err := syscall.Kill(os.Getpid(), syscall.SIGHUP); err != nil {
+			return err
+		}
 		wd, err := os.Getwd()
 		if err != nil {
 			return err
@@ -255,6 +259,46 @@ func TestPidfileOfTheNext(t *testing.T) {
 	}
 	if got, err := os.ReadFile(path); err != nil || string(got) != next {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// TestPidfileThatIsNoFile: "pidfile = /dev/null" wants none, and what is there
+// is not ours to replace or to remove.
+func TestPidfileThatIsNoFile(t *testing.T) {
+	t.Parallel()
+	null, err := os.Stat(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A link, so that a mistake costs the link.
+	path := filepath.Join(t.TempDir(), "pid")
+	if err := os.Symlink(os.DevNull, path); err != nil {
+		t.Fatal(err)
+	}
+	same := func(after string) {
+		t.Helper()
+		if now, err := os.Stat(path); err != nil || !os.SameFile(null, now) {
+			t.Errorf("after %s: %v, %v", after, now, err)
+		}
+	}
+	p, err := WritePidfile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	same("WritePidfile")
+	if err := p.MoveAside(); err != nil {
+		t.Error(err)
+	}
+	same("MoveAside")
+	if err := p.MoveBack(); err != nil {
+		t.Error(err)
+	}
+	if err := p.Remove(); err != nil {
+		t.Error(err)
+	}
+	same("Remove")
+	if p, err := WritePidfile(t.TempDir()); err == nil {
+		t.Errorf("a folder is taken for a pidfile: %v", p)
 	}
 }
 
