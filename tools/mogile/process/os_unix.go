@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,8 +44,10 @@ func keepToOurselves() {
 func zeroUmask() { unix.Umask(0) }
 
 // detach lets go of the directory and the terminal that the process was started
-// from.
+// from. A hangup means nothing to it from then on: by habit it is sent to have
+// logs turned over, and would end the daemon, uploads and all.
 func detach() error {
+	signal.Ignore(unix.SIGHUP)
 	if err := os.Chdir("/"); err != nil {
 		return err
 	}

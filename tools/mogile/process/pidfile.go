@@ -31,7 +31,8 @@ type Pidfile struct{ path string }
 // half written. A file that names a running process is left as it is, and the
 // error is a [*RunningError]; one that a dead process left is replaced.
 //
-// An empty path is no pidfile, a nil one, whose methods do nothing.
+// An empty path is no pidfile, a nil one, whose methods do nothing. A device, such
+// as /dev/null, is written to and stays what it is: the pidfile is nil too.
 func WritePidfile(path string) (*Pidfile, error) {
 	if path == "" {
 		return nil, nil
@@ -40,11 +41,27 @@ func WritePidfile(path string) (*Pidfile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("pidfile: %w", err)
 	}
+	if info, err := os.Stat(path); err == nil && info.Mode()&fs.ModeCharDevice != 0 {
+		if err := tell(path); err != nil {
+			return nil, fmt.Errorf("pidfile: %w", err)
+		}
+		return nil, nil
+	}
 	p := &Pidfile{path: path}
 	if err := p.locked(p.write); err != nil {
 		return nil, fmt.Errorf("pidfile: %w", err)
 	}
 	return p, nil
+}
+
+// tell writes the process's id to a device.
+func tell(path string) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(f, os.Getpid())
+	return errors.Join(err, f.Close())
 }
 
 func (p *Pidfile) write() error {
