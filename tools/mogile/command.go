@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	stdlog "log"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -203,7 +204,19 @@ func loggerTo(out io.Writer, c *cli.Context, others ...io.Writer) (zerolog.Logge
 	if len(others) > 0 {
 		out = zerolog.MultiLevelWriter(append([]io.Writer{out}, others...)...)
 	}
-	return zerolog.New(out).Level(level).With().Timestamp().Logger(), nil
+	log := zerolog.New(out).Level(level).With().Timestamp().Logger()
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(libraryLog{log})
+	return log, nil
+}
+
+// libraryLog takes what Go's own library says by itself, such as that a storage
+// daemon answered more than it was asked, into the log.
+type libraryLog struct{ log zerolog.Logger }
+
+func (l libraryLog) Write(p []byte) (int, error) {
+	l.log.Warn().Str("text", strings.TrimSpace(string(p))).Msg("the library reports")
+	return len(p), nil
 }
 
 func isTerminal(w io.Writer) bool {
