@@ -65,9 +65,9 @@ func admCommand() *cli.Command {
 		Name:  "mogadm",
 		Usage: "look after a cluster, in the forms of MogileFS's mogadm",
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "trackers", Usage: "`ADDRESSES` of trackers, HOST:PORT,…", Value: "127.0.0.1:" + protocol.DefaultPort, EnvVars: []string{"MOGILE_TRACKERS"}},
-			&cli.StringFlag{Name: "config", Aliases: []string{"conf"}, Usage: "`FILE` with a line \"trackers = HOST:PORT, …\" (default: ~/.mogilefs.conf, then /etc/mogilefs/mogilefs.conf)"},
-			&cli.DurationFlag{Name: "timeout", Usage: "`TIME` that a tracker may take over one request", Value: 20 * time.Second, EnvVars: []string{"MOGILE_TIMEOUT"}},
+			&cli.StringFlag{Name: "trackers", Usage: "`ADDRESSES`: HOST:PORT,…", Value: "127.0.0.1:" + protocol.DefaultPort, EnvVars: []string{"MOGILE_TRACKERS"}},
+			&cli.StringFlag{Name: "config", Aliases: []string{"conf"}, Usage: "`FILE` to read instead of ~/.mogilefs.conf, /etc/mogilefs/mogilefs.conf"},
+			&cli.DurationFlag{Name: "timeout", Usage: "`TIME` a tracker has for one request", Value: 20 * time.Second, EnvVars: []string{"MOGILE_TIMEOUT"}},
 			&cli.StringFlag{Name: "lib", Usage: "`DIR`; accepted, without a meaning"},
 			&cli.BoolFlag{Name: "verbose", Usage: "say which trackers are asked", DisableDefaultText: true},
 		},

@@ -114,10 +114,10 @@ func Command() *cli.Command {
 		Usage:       "store and fetch files, look after a cluster",
 		Description: examples,
 		Flags: []cli.Flag{
-			&cli.StringFlag{Name: "trackers", Usage: "`ADDRESSES` of trackers, HOST:PORT,…", Value: "127.0.0.1:" + protocol.DefaultPort, EnvVars: []string{"MOGILE_TRACKERS"}},
+			&cli.StringFlag{Name: "trackers", Usage: "`ADDRESSES`: HOST:PORT,…", Value: "127.0.0.1:" + protocol.DefaultPort, EnvVars: []string{"MOGILE_TRACKERS"}},
 			&cli.StringFlag{Name: "domain", Aliases: []string{"d"}, Usage: "`DOMAIN` of the keys", EnvVars: []string{"MOGILE_DOMAIN"}},
 			&cli.StringFlag{Name: "zone", Usage: "\"alt\" uses the hosts' alternative addresses", EnvVars: []string{"MOGILE_ZONE"}},
-			&cli.DurationFlag{Name: "timeout", Usage: "`TIME` that a tracker may take over one request", Value: 20 * time.Second, EnvVars: []string{"MOGILE_TIMEOUT"}},
+			&cli.DurationFlag{Name: "timeout", Usage: "`TIME` a tracker has for one request", Value: 20 * time.Second, EnvVars: []string{"MOGILE_TIMEOUT"}},
 			&cli.BoolFlag{Name: "json", Usage: "write one JSON object a line", EnvVars: []string{"MOGILE_JSON"}, DisableDefaultText: true},
 		},
 		Subcommands: slices.Concat(fileCommands(), adminCommands(), []*cli.Command{

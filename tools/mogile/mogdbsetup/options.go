@@ -147,7 +147,8 @@ func Help() string {
 	return `mogdbsetup makes MogileFS's database, or brings its tables up to date.
 
 EXAMPLES:
-   mogdbsetup --type=Postgres --dbhost=db --dbname=mogilefs --dbuser=mogile --dbpass=secret --dbrootpass=secret2 --yes
+   mogdbsetup --type=Postgres --dbhost=db --dbname=mogilefs --dbuser=mogile \
+      --dbpass=secret --dbrootpass=secret2 --yes
    mogdbsetup --type=SQLite --dbname=/var/lib/mogile/namespace.db --yes
 
 OPTIONS:

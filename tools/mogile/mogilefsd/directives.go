@@ -3,6 +3,7 @@ package mogilefsd
 import (
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/mogile/mogile/tools/mogile/getopt"
 )
@@ -122,7 +123,7 @@ func Help() string {
 		if short != 0 {
 			name += ", -" + string(short)
 		}
-		fmt.Fprintf(&b, "   %-34s %s\n", "--"+name+value, means)
+		fmt.Fprintf(&b, "   %-34s %s\n", "--"+name+value, wrap(means, 62, 38))
 	}
 	line(optionConfig, 'c', " FILE", "read FILE")
 	line(optionSkipConfig, 's', "", "read no file")
@@ -149,8 +150,29 @@ func Help() string {
 		}
 		line(d.name(), d.short, value, means)
 	}
-	line(optionVersion, 0, "", "")
-	b.WriteString("\nOnly in the file: " + strings.Join(only, ", ") + ".\n" +
+	line(optionVersion, 0, "", "print the version")
+	b.WriteString("\n" + wrap("Only in the file: "+strings.Join(only, ", ")+".", 100, 0) + "\n" +
 		"What mogilefsd has no option for, such as the status port, is taken from the environment:\nsee mogile tracker --help.\n")
+	return b.String()
+}
+
+// wrap breaks text between words into lines of columns at most, those after the
+// first indented.
+func wrap(text string, columns, indent int) string {
+	var b strings.Builder
+	at := 0
+	for i, word := range strings.Fields(text) {
+		switch n := utf8.RuneCountInString(word); {
+		case i == 0:
+			at = n
+		case at+1+n > columns:
+			b.WriteString("\n" + strings.Repeat(" ", indent))
+			at = n
+		default:
+			b.WriteByte(' ')
+			at += 1 + n
+		}
+		b.WriteString(word)
+	}
 	return b.String()
 }

@@ -433,7 +433,8 @@ func StoragedFlags(settings []Setting) (flags []Setting, warnings []string) {
 
 // Help is what --help prints.
 func Help(d Daemon) string {
-	config := "--config=FILE, -s, --skipconfig   " + DefaultFile + " if it is there; the file overrides the command line"
+	config := "--config=FILE, -s, --skipconfig   " + DefaultFile + " if it is there;\n" +
+		"                                    the file overrides the command line"
 	if d == Cmogstored {
 		config = "--config=FILE                     none by default; the command line overrides it"
 	}
