@@ -108,12 +108,20 @@ func du(s *session, args []string) error {
 		}
 		return nil
 	}
-	rows := make([][]string, 0, len(sums)+1)
-	for _, g := range sums {
-		rows = append(rows, []string{strconv.FormatInt(g.Files, 10), size(g.Bytes), size(g.Physical), g.Prefix})
+	return s.out.usage(append(sums, total))
+}
+
+// usage writes the sums, of which the last is the total, as a table.
+func (o *output) usage(sums []usageSum) error {
+	rows := make([][]string, 0, len(sums))
+	for i, g := range sums {
+		keys := g.Prefix
+		if i == len(sums)-1 {
+			keys = "total"
+		}
+		rows = append(rows, []string{strconv.FormatInt(g.Files, 10), size(g.Bytes), size(g.Physical), keys})
 	}
-	rows = append(rows, []string{strconv.FormatInt(total.Files, 10), size(total.Bytes), size(total.Physical), "total"})
-	return s.out.table([]string{">files", ">size", ">with copies", "keys"}, rows)
+	return o.table([]string{">files", ">size", ">?with copies", "keys"}, rows)
 }
 
 // filesBelow describes the files whose keys begin with prefix: a listing, and a

@@ -22,6 +22,19 @@ var wideTable = struct {
 	},
 }
 
+// Where a terminal is narrow, du goes on to say whose the sums are.
+func TestUsageFits(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	o := &output{w: &b, terminal: true, width: 40}
+	if err := o.usage([]usageSum{{Prefix: "m/", Files: 1500, Bytes: 6e6, Physical: 12e6}, {Files: 1500, Bytes: 6e6, Physical: 12e6}}); err != nil {
+		t.Fatal(err)
+	}
+	if got := b.String(); !strings.Contains(got, "m/") || !strings.Contains(got, "total") || !strings.Contains(got, "5.7 MiB") {
+		t.Errorf("on 40 columns:\n%s", got)
+	}
+}
+
 // A table is never wider than the terminal, and nothing of the columns that stay
 // is lost.
 func TestTableFits(t *testing.T) {
