@@ -568,7 +568,18 @@ func TestForeignHostMisbehaves(t *testing.T) {
 		return c.close(u, fmt.Sprintf("size=%d", len(body)), "checksumverify=1", "checksum=MD5:"+hex.EncodeToString(sum[:]))
 	}
 	acknowledged := map[string][]byte{}
+	// In the small run every third, another one each time.
+	every := 3
+	if scale(1) >= 10 {
+		every = 1
+	}
+	first := newRand(t).IntN(every)
 	for i, trick := range storagetest.Tricks(300 * time.Millisecond) {
+		// A daemon that refuses a wrong Content-MD5 is believed when it accepts a
+		// right one, by MogileFS too: its copies are not read back.
+		if trick.Name == "stores other bytes" || i%every != first {
+			continue
+		}
 		body := bytes.Repeat([]byte(trick.Name+"\n"), 500)
 		keep := fmt.Sprintf("keep/%d", i)
 		if err := store(keep, body, false); err != nil {

@@ -77,6 +77,7 @@ func TestGolden(t *testing.T) {
 		}
 		for _, engine := range engines {
 			t.Run(strings.TrimSuffix(filepath.Base(file), ".txt")+"/"+engine, func(t *testing.T) {
+				t.Parallel()
 				spec := spec
 				spec.Engine = engine
 				g := &golden{t: t, Cluster: StartCluster(t, spec), file: file, conns: map[string]*goldenConn{}}

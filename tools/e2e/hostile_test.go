@@ -26,9 +26,9 @@ import (
 // without, nobody is refused, and the daemons' memory is bounded. At scale 10 it
 // is 2,000 connections, and the 99th percentile at most doubles.
 func TestHostilePeers(t *testing.T) {
-	conns, measureFor := 80, 2*time.Second
+	conns, measureFor, requests := 80, 2*time.Second, 300
 	if scale(1) >= 10 {
-		conns, measureFor = 2000, 5*time.Second
+		conns, measureFor, requests = 2000, 5*time.Second, 2000
 	}
 	c := StartCluster(t, Spec{Hosts: 1, Devices: 1})
 	var keys [100]string
@@ -58,7 +58,7 @@ func TestHostilePeers(t *testing.T) {
 		{
 			name: "tracker", addr: c.Addrs[0], process: c.Trackers[0],
 			garbage: garbageLines,
-			mute:    strings.Repeat("list_keys domain="+domain+"&prefix=hostile\r\n", 2000),
+			mute:    strings.Repeat("list_keys domain="+domain+"&prefix=hostile\r\n", requests),
 			muted:   func([]net.Conn) float64 { return c.Metric("mogile_tracker_queries_total", `command="list_keys"`) },
 			polite: func(i int) string {
 				return "get_paths noverify=1&domain=" + domain + "&key=" + keys[i%len(keys)] + "\r\n"
