@@ -204,14 +204,13 @@ func (x *session) answer(ctx context.Context, h *head) bool {
 	if !a.close && (x.body.proceed != nil || !x.body.discard(keepReading)) {
 		a.close = true
 	}
-	wanted := !a.close // by us
 	if !h.keep || x.listener.isDraining() {
 		a.close = true
 	}
 	if err := x.finish(ctx, h, &a); err != nil {
 		return false
 	}
-	if a.close && (!wanted || x.in.buffered() > 0) {
+	if a.close {
 		x.linger()
 	}
 	return !a.close
@@ -230,7 +229,8 @@ func (x *session) finish(ctx context.Context, h *head, a *answer) error {
 }
 
 // linger has the client see the answer that ends the connection, though it may
-// be sending still.
+// be sending still: a body that nobody wants, more requests, or the empty line
+// that old clients send behind a body.
 func (x *session) linger() {
 	x.conn.SetReadDeadline(time.Now().Add(lingerTime)) // fails only where Read does
 	x.listener.waiting(x.conn)                         // its place is for others to have
