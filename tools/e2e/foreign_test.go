@@ -526,6 +526,7 @@ func TestS3BackedDevice(t *testing.T) {
 // while clients store files: whatever was acknowledged has its copies in the
 // end, each of them whole; and no client waits long for the others.
 func TestForeignHostMisbehaves(t *testing.T) {
+	t.Parallel()
 	c := StartCluster(t, Spec{Hosts: 1, Devices: 2, TrackerArgs: []string{"--node-timeout", "1s", "--conn-timeout", "1s"}})
 	well := c.AddForeign(storagetest.Cmogstored(), "127.0.0.2", 10)
 	odd := c.AddForeign(storagetest.Mogstored(), "127.0.0.3", 11)

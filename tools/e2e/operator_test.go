@@ -23,6 +23,7 @@ import (
 // it, from configuration files, with tools and processes alone. At scale 10 the
 // tree has 20,000 files and 2 GiB.
 func TestOperatorsCluster(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	bin := filepath.Join(dir, "bin")
 	if err := os.Mkdir(bin, 0o777); err != nil {
