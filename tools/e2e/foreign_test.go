@@ -531,7 +531,7 @@ func TestForeignHostMisbehaves(t *testing.T) {
 	well := c.AddForeign(storagetest.Cmogstored(), "127.0.0.2", 10)
 	odd := c.AddForeign(storagetest.Mogstored(), "127.0.0.3", 11)
 	oddAddr := net.JoinHostPort(odd.IP, strconv.Itoa(odd.Port))
-	c.Do("create_class", "domain="+domain, "class=summed", "mindevcount=3", "hashtype=MD5")
+	c.Do("create_class", "domain="+domain, "class=summed", "mindevcount=3", "hashtype=MD5", "replpolicy=MultipleHosts(3)")
 
 	// An uploader that gives up a destination after a second, and has the tracker
 	// verify what it stored.
