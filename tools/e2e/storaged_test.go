@@ -714,6 +714,8 @@ func TestFewDescriptors(t *testing.T) {
 				h.logged("connections cannot be accepted")
 			}
 			began := time.Now()
+			// A kept connection may have been closed for one of the eighty.
+			fresh := &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 			for i := range 3 {
 				path := fmt.Sprintf("/dev1/0/000/000/%010d.fid", i)
 				put := func() error {
@@ -721,7 +723,7 @@ func TestFewDescriptors(t *testing.T) {
 					if err != nil {
 						return err
 					}
-					resp, err := httpClient.Do(req)
+					resp, err := fresh.Do(req)
 					if err != nil {
 						return err
 					}

@@ -277,6 +277,8 @@ func (p *Pool) watch(now time.Time) {
 		switch w := p.workers[id]; {
 		case w.killed.IsZero() && w.vital.overdue(now):
 			w.killed = now
+			// Before it can be heard to have ended.
+			p.notify("Watchdog killing worker %d (%s)", id, p.job)
 			w.kill(ErrWatchdog)
 			kill = append(kill, id)
 		case w.killed.IsZero() || w.gone || now.Sub(w.killed) < killGrace:
@@ -294,7 +296,6 @@ func (p *Pool) watch(now time.Time) {
 	p.mu.Unlock()
 	for _, id := range kill {
 		p.log.Error().Int(WorkerField, id).Dur("silent", p.Watchdog).Msg("worker does not get on, it is cancelled")
-		p.notify("Watchdog killing worker %d (%s)", id, p.job)
 	}
 	for _, id := range giveUp {
 		p.log.Error().Int(WorkerField, id).Msg("worker hangs, another takes its place")
