@@ -436,6 +436,7 @@ func (c *Cluster) waitObserved(state string, devs ...protocol.DevID) {
 
 // TestMixedFleet: storage daemons of every make in one cluster.
 func TestMixedFleet(t *testing.T) {
+	t.Parallel()
 	c := StartCluster(t, Spec{Hosts: 1, Devices: 1})
 	var fleet []*storagetest.Daemon
 	for i, m := range storagetest.Makes() {
@@ -489,6 +490,7 @@ func TestMixedFleet(t *testing.T) {
 // TestS3BackedDevice: a device that says that it is 99 % full gets no files,
 // neither from clients nor as copies, and what it has is read.
 func TestS3BackedDevice(t *testing.T) {
+	t.Parallel()
 	c := StartCluster(t, Spec{Hosts: 1, Devices: 1})
 	d := c.AddForeign(storagetest.Nginx(), "127.0.0.2", 10)
 	addr := net.JoinHostPort(d.IP, strconv.Itoa(d.Port))
