@@ -37,7 +37,7 @@ type fleet struct {
 
 const patience = time.Second
 
-func newFleet(t *testing.T, odd, well storagetest.Make) *fleet {
+func newFleet(t *testing.T, patience time.Duration, odd, well storagetest.Make) *fleet {
 	f := &fleet{
 		odd:  storagetest.Start(t, odd, storagetest.Options{Devices: []protocol.DevID{1, 2}}),
 		well: storagetest.Start(t, well, storagetest.Options{IP: "127.0.0.2", Devices: []protocol.DevID{3, 4}}),
@@ -115,7 +115,7 @@ func TestMisbehavingHost(t *testing.T) {
 	for i, trick := range storagetest.Tricks(patience / 8) {
 		t.Run(trick.Name, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet(t, makes[i%len(makes)], makes[(i+1)%len(makes)])
+			f := newFleet(t, patience, makes[i%len(makes)], makes[(i+1)%len(makes)])
 			f.until(t, "all take files", takes(1, 2, 3, 4))
 			f.odd.Play(trick.Play)
 			switch {
@@ -168,7 +168,8 @@ func TestWrongUsageFiles(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet(t, storagetest.Mogstored(), storagetest.Nginx())
+			// Nothing here is slow but a machine with much to do.
+			f := newFleet(t, 10*patience, storagetest.Mogstored(), storagetest.Nginx())
 			f.until(t, "all take files", takes(1, 2, 3, 4))
 			f.odd.Put("/dev1/usage", []byte(v.file))
 			f.until(t, "a word in the log", func(*cluster.Snapshot) bool { return strings.Contains(f.log.String(), `"devid":1`) })
@@ -191,7 +192,7 @@ func TestWrongUsageFiles(t *testing.T) {
 // is read from.
 func TestFullOnPurpose(t *testing.T) {
 	t.Parallel()
-	f := newFleet(t, storagetest.Nginx(), storagetest.Nginx())
+	f := newFleet(t, patience, storagetest.Nginx(), storagetest.Nginx())
 	f.odd.Put("/dev1/usage", []byte("available: 1\ndevice: s3\ndisk: s3\ntime: 1\ntotal: 100\nuse: 99%\nused: 99\n"))
 	f.until(t, "the others take files", takes(2, 3, 4))
 	f.until(t, "the usage is known", func(s *cluster.Snapshot) bool { return s.Device(1).TotalMB != nil })
@@ -207,7 +208,7 @@ func TestMixedFleetIsProbed(t *testing.T) {
 	for _, m := range storagetest.Makes() {
 		t.Run(m.Name, func(t *testing.T) {
 			t.Parallel()
-			f := newFleet(t, m, m)
+			f := newFleet(t, patience, m, m)
 			f.until(t, "all take files", takes(1, 2, 3, 4))
 			f.until(t, "all is known", func(s *cluster.Snapshot) bool {
 				d := s.Device(1)
@@ -248,7 +249,7 @@ func TestWrongStreams(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			odd := storagetest.Mogstored()
-			f := newFleet(t, odd, storagetest.Cmogstored())
+			f := newFleet(t, patience, odd, storagetest.Cmogstored())
 			f.odd.Stream(v.stream)
 			f.until(t, "all take files", takes(1, 2, 3, 4))
 			before := f.odd.Accepted()
