@@ -25,7 +25,7 @@ build:
 	for name in mogtool mogadm mogilefsd mogdbsetup mogstored cmogstored mogautomount; do ln -sf mogile $$name; done
 
 test: deps
-	$(GO) test -race -p $(PARALLEL) -timeout 10m ./...
+	$(GO) test -race -p $(PARALLEL) -timeout 8m ./...
 
 # MOGILE_TEST_SCALE multiplies the counts of the tests that take it.
 soak: deps
