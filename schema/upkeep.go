@@ -1,0 +1,164 @@
+package schema
+
+import (
+	"context"
+
+	"time"
+
+	"github.com/mogile/mogile/protocol"
+)
+
+// Upkeep is what fsck, scrub, the reaper, rebalance and drains ask of a store
+// beside what all workers do.
+type Upkeep interface {
+	Sweeps
+	FsckLog
+	Reaper
+	Moves
+	SettingsChanger
+}
+
+// Sweep names a walk over all files in ascending order of their fids. Its state
+// is in server_settings, under names that begin with its own:
+//
+//	<sweep>_host                 set while the sweep runs
+//	<sweep>_highest_fid_checked  every fid up to here was claimed
+//	<sweep>_fid_at_end           the last fid to visit
+//	<sweep>_fids_checked         fids of the ranges that were finished
+//	<sweep>_sum_evcount_<CODE>   events of the ranges that were finished
+//
+// Those of [SweepFsck] are MogileFS 2.73's.
+type Sweep string
+
+// The sweeps.
+const (
+	SweepFsck  Sweep = "fsck"
+	SweepScrub Sweep = "scrub"
+)
+
+// Range is a leased run of fids, First to Last inclusive. Those between that
+// have no file row are skipped by whoever works on it. Until is the lease's
+// token: its end by the database's clock, in ms since 1970.
+type Range struct {
+	Sweep       Sweep
+	First, Last protocol.FID
+	Files       int // file rows in it when it was first claimed
+	Until       int64
+}
+
+// Sweeps are walks over all files that any number of trackers share.
+type Sweeps interface {
+	// ClaimRange leases the next run of at most limit files of a running sweep:
+	// one whose lease has ended before new ones. It reports false where there is
+	// nothing to claim: the sweep does not run, or all of it is claimed or
+	// finished. The range is on disk before the position is moved past it, so
+	// that a crash loses none.
+	ClaimRange(ctx context.Context, s Sweep, limit int, lease time.Duration) (Range, bool, error)
+	// RenewRange extends the lease; it reports false, and changes nothing, where
+	// it has been lost.
+	RenewRange(ctx context.Context, r Range, lease time.Duration) (Range, bool, error)
+	// FinishRange forgets a range that is still held and adds what was found to
+	// the sweep's counters, in one transaction. done of its files were checked,
+	// bytes of content read. It reports false, and changes nothing, where the
+	// lease has been lost.
+	FinishRange(ctx context.Context, r Range, t Tally) (bool, error)
+	// ReleaseRange gives a range back, to be claimed again at once.
+	ReleaseRange(ctx context.Context, r Range) error
+	// Ranges counts the ranges of the sweep that are claimed and not finished, and
+	// the files in them.
+	Ranges(ctx context.Context, s Sweep) (ranges, files int64, err error)
+	// ResetSweep forgets the sweep's ranges, those that are held too.
+	ResetSweep(ctx context.Context, s Sweep) error
+	// FilesIn lists the files of a range ascending by fid, with their devices.
+	FilesIn(ctx context.Context, first, last protocol.FID, limit int) ([]LocatedFile, error)
+	// Checksums are those stored for fids; fids without one are left out.
+	Checksums(ctx context.Context, fids []protocol.FID) (map[protocol.FID]protocol.Checksum, error)
+	// Recount corrects devcount of fids where it differs from the number of
+	// locations, and returns those it corrected.
+	Recount(ctx context.Context, fids []protocol.FID) ([]protocol.FID, error)
+	// HighestFID is the highest fid of table file, 0 where it is empty, and the
+	// highest fid that was ever issued, as far as the database knows.
+	HighestFID(ctx context.Context) (inFile, issued protocol.FID, err error)
+	// QueueFsck enters fids in file_to_queue for fsck, due after delay. Those
+	// that are there already stay as they are.
+	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error
+}
+
+// Tally is what checking some files brought.
+type Tally struct {
+	Files  int64 // checked
+	Bytes  int64 // of content read
+	Events map[string]int64
+}
+
+// FsckEvent is a row of fsck_log.
+type FsckEvent struct {
+	LogID int64           // given by the database
+	Time  int64           // seconds since 1970, given by the database
+	FID   protocol.FID    // 0 for NULL
+	Code  string          // four characters
+	DevID *protocol.DevID // nil for NULL
+}
+
+// FsckLog is table fsck_log.
+type FsckLog interface {
+	// LogFsck appends events.
+	LogFsck(ctx context.Context, events []FsckEvent) error
+	// FsckEvents lists up to limit rows with a LogID above after, ascending.
+	FsckEvents(ctx context.Context, after int64, limit int) ([]FsckEvent, error)
+	// LastFsckEvent is the highest LogID, 0 where the table is empty.
+	LastFsckEvent(ctx context.Context) (int64, error)
+	// ClearFsckLog deletes all rows.
+	ClearFsckLog(ctx context.Context) error
+	// FoldFsckLog adds rows above the setting fsck_logid_processed to the
+	// settings fsck_sum_evcount_<CODE> and moves it to the last of them, in one
+	// transaction that excludes others doing the same.
+	FoldFsckLog(ctx context.Context) error
+}
+
+// Reaper takes files off dead devices.
+type Reaper interface {
+	// Reap takes up to limit files off dev, lowest fids first, in one
+	// transaction: each that has a file row is queued for replication, due after
+	// a second (rows that are queued already stay), its location goes from
+	// file_on, and its devcount is counted anew unless skip_devcount is on. It
+	// returns how many locations went; 0 means that the device is empty. A
+	// device that is not dead, by the database, is left alone, with ErrStale.
+	Reap(ctx context.Context, dev protocol.DevID, limit int) (int, error)
+	// CountOn counts the files recorded on each of devs.
+	CountOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error)
+}
+
+// Move asks for a file's copy on From to be put elsewhere: a row of
+// file_to_queue for rebalance.
+type Move struct {
+	FID  protocol.FID
+	From protocol.DevID
+	To   []protocol.DevID // permitted destinations; empty: any
+}
+
+// Moves are what rebalance and drains queue.
+type Moves interface {
+	// FilesOn lists up to limit files recorded on dev: with fids above after,
+	// ascending, or where newest is set with fids below after (0: all),
+	// descending.
+	FilesOn(ctx context.Context, dev protocol.DevID, after protocol.FID, newest bool, limit int) ([]LocatedFile, error)
+	// QueueMoves enters moves in file_to_queue, due at once, and makes a change
+	// of settings, in one transaction. Fids that are queued already keep their row.
+	// Where the settings are not as expected nothing is done, and the error
+	// matches ErrStale. See [SettingsChanger].
+	QueueMoves(ctx context.Context, moves []Move, change SettingsChange) error
+}
+
+// SettingsChange is a change of several settings at once, made only if all of
+// Expect holds. nil is a setting that is not there.
+type SettingsChange struct {
+	Expect, Set map[string]*string
+}
+
+// SettingsChanger changes settings that belong together.
+type SettingsChanger interface {
+	// ChangeSettings applies change in one transaction, or returns an error
+	// matching ErrStale and changes nothing where what it expects does not hold.
+	ChangeSettings(ctx context.Context, change SettingsChange) error
+}
