@@ -2,7 +2,6 @@ package schema
 
 import (
 	"context"
-
 	"time"
 
 	"github.com/mogile/mogile/protocol"
