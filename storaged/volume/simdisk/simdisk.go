@@ -452,6 +452,44 @@ func (d *Disk) ReadFile(p string) ([]byte, error) {
 	return slices.Clone(n.data), nil
 }
 
+// Rot replaces the content of the file at p, in memory and on the disk, as no
+// process did: times and attributes stay as they were.
+func (d *Disk) Rot(p string, data []byte) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n, err := walk(d.root, clean(p))
+	if err == nil && n.isDir() {
+		err = syscall.EISDIR
+	}
+	if err != nil {
+		return &fs.PathError{Op: "rot", Path: p, Err: err}
+	}
+	d.used += (pages(int64(len(data))) - pages(int64(len(n.data)))) * pageSize
+	n.data, n.disk = slices.Clone(data), slices.Clone(data)
+	clear(n.dirty)
+	clear(n.lost)
+	return nil
+}
+
+// Lose removes the name p, in memory and on the disk, as no process did.
+func (d *Disk) Lose(p string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	dir, name, err := at(d.root, clean(p))
+	if err != nil {
+		return &fs.PathError{Op: "lose", Path: p, Err: err}
+	}
+	n := dir.names[name]
+	if n == nil || n.isDir() {
+		return &fs.PathError{Op: "lose", Path: p, Err: fs.ErrNotExist}
+	}
+	dir.set(name, nil, d.o.Now())
+	delete(dir.changed, name)
+	delete(dir.diskNames, name)
+	d.reap(n)
+	return nil
+}
+
 // SetCapacity changes the size of the disk. It may get smaller than what is on
 // it.
 func (d *Disk) SetCapacity(bytes int64) {

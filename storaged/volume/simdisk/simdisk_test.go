@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -233,4 +234,51 @@ func TestHang(t *testing.T) {
 			t.Errorf("what hung in a crash: %v", err)
 		}
 	})
+}
+
+func TestRotAndLoss(t *testing.T) {
+	d := New(Options{})
+	if err := d.MkdirAll("/dev1"); err != nil {
+		t.Fatal(err)
+	}
+	root, err := d.OpenRoot("/dev1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"rotten", "lost"} {
+		h, err := root.Open(name, os.O_CREATE|os.O_RDWR)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, werr := h.WriteAt([]byte("content"), 0)
+		if err := errors.Join(werr, h.SetAttr("sum", []byte("7")), h.Sync(), h.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(root.SyncDir("."), d.Rot("/dev1/rotten", []byte("c0nt")), d.Lose("/dev1/lost")); err != nil {
+		t.Fatal(err)
+	}
+	if d.Rot("/dev1/lost", nil) == nil || d.Lose("/dev1/lost") == nil || d.Lose("/dev1") == nil {
+		t.Error("what is not there rots, or is lost")
+	}
+	after := d.Crash(rand.New(rand.NewPCG(1, 1)))
+	for _, d := range []*Disk{d, after} {
+		if got := d.Files("/dev1"); !slices.Equal(got, []string{"/dev1/rotten"}) {
+			t.Errorf("files: %q", got)
+		}
+	}
+	if got, err := after.ReadFile("/dev1/rotten"); err != nil || string(got) != "c0nt" {
+		t.Errorf("rotten: %q, %v", got, err)
+	}
+	root, err = after.OpenRoot("/dev1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := root.Open("rotten", os.O_RDONLY)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if v, err := h.Attr("sum"); err != nil || string(v) != "7" {
+		t.Errorf("attribute: %q, %v", v, err)
+	}
 }
