@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	crand "crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -214,6 +215,12 @@ type Spec struct {
 	// Bare leaves the database empty: the test makes its domains, hosts and
 	// devices, of which the daemons and folders are there.
 	Bare bool
+	// HostArgs are flags of the storage daemons beyond those that the cluster
+	// needs.
+	HostArgs []string
+	// Key gives trackers and storage daemons a cluster key: copies go from
+	// device to device, bad ones into the trash.
+	Key bool
 	// GetListen has the storage daemons serve reads on a port of their own, two
 	// above Port.
 	GetListen bool
@@ -225,6 +232,7 @@ type Host struct {
 	Name    string
 	IP      string
 	Docroot string
+	Status  string // address of its status port
 	Devices []protocol.DevID
 }
 
@@ -294,7 +302,15 @@ func StartCluster(t testing.TB, s Spec) *Cluster {
 	for i := range s.Hosts {
 		ips = append(ips, fmt.Sprintf("127.0.0.%d", i+1))
 	}
-	c.Port = freePorts(t, 3, ips...)
+	c.Port = freePorts(t, 4, ips...)
+	if s.Key {
+		key := filepath.Join(dir, "cluster.key")
+		if err := os.WriteFile(key, fmt.Appendf(nil, "%x\n", randomBytes(32)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s.HostArgs = append(slices.Clone(s.HostArgs), "--cluster-key-file", key)
+		s.TrackerArgs = append(slices.Clone(s.TrackerArgs), "--cluster-key-file", key)
+	}
 	dev := protocol.DevID(0)
 	for i, ip := range ips {
 		h := &Host{Name: fmt.Sprintf("host%d", i+1), IP: ip, Docroot: filepath.Join(dir, fmt.Sprintf("host%d", i+1))}
@@ -307,7 +323,10 @@ func StartCluster(t testing.TB, s Spec) *Cluster {
 		}
 		args := []string{"storaged", "--docroot", h.Docroot,
 			"--http-listen", net.JoinHostPort(ip, strconv.Itoa(c.Port)),
-			"--mgmt-listen", net.JoinHostPort(ip, strconv.Itoa(c.Port+1))}
+			"--mgmt-listen", net.JoinHostPort(ip, strconv.Itoa(c.Port+1)),
+			"--status-listen", net.JoinHostPort(ip, strconv.Itoa(c.Port+3))}
+		h.Status = net.JoinHostPort(ip, strconv.Itoa(c.Port+3))
+		args = append(args, s.HostArgs...)
 		if s.GetListen {
 			args = append(args, "--http-get-listen", net.JoinHostPort(ip, strconv.Itoa(c.Port+2)))
 		}
@@ -536,12 +555,29 @@ func (c *Cluster) WaitEmpty(d time.Duration) {
 	})
 }
 
-// Metric sums a metric over the trackers that answer; labels, such as
+// Metric sums a metric over the trackers, which must all answer; labels, such as
 // `code="x"`, select among its series.
 func (c *Cluster) Metric(name string, labels ...string) float64 {
 	c.t.Helper()
+	return c.sum(c.Status, name, labels)
+}
+
+// HostMetric sums a metric over the storage daemons that run.
+func (c *Cluster) HostMetric(name string, labels ...string) float64 {
+	c.t.Helper()
+	var addrs []string
+	for _, h := range c.Hosts {
+		if h.Alive() == nil {
+			addrs = append(addrs, h.Status)
+		}
+	}
+	return c.sum(addrs, name, labels)
+}
+
+func (c *Cluster) sum(addrs []string, name string, labels []string) float64 {
+	c.t.Helper()
 	var sum float64
-	for _, addr := range c.Status {
+	for _, addr := range addrs {
 		body, err := fetch("http://" + addr + "/metrics")
 		if err != nil {
 			c.t.Fatalf("metrics: %v", err)
@@ -560,6 +596,13 @@ func (c *Cluster) Metric(name string, labels ...string) float64 {
 		}
 	}
 	return sum
+}
+
+// randomBytes is n bytes by chance.
+func randomBytes(n int) []byte {
+	b := make([]byte, n)
+	_, _ = crand.Read(b) // never fails
+	return b
 }
 
 // eachParallel calls f for 0 to n-1 from up to workers goroutines.
