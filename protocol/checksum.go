@@ -8,30 +8,44 @@ import (
 	"fmt"
 	"hash"
 	"strings"
+
+	"github.com/zeebo/blake3"
 )
 
 // HashType is the algorithm of a checksum, numbered as in the column
 // class.hashtype. Zero is none.
 type HashType int16
 
-// The algorithms of MogileFS 2.73. Numbers 3 to 6 are reserved for SHA-2.
+// The algorithms of MogileFS 2.73, which reserves the numbers 3 to 6 for SHA-2,
+// and BLAKE3 of 256 bits, which it does not know: only sealed databases have
+// that.
 const (
-	HashNone HashType = 0
-	HashMD5  HashType = 1
-	HashSHA1 HashType = 2
+	HashNone   HashType = 0
+	HashMD5    HashType = 1
+	HashSHA1   HashType = 2
+	HashBLAKE3 HashType = 7
 )
 
-// ParseHashType reads "MD5" or "SHA-1", exactly so, and reports whether s was
-// one of them.
+// HashTypes are the algorithms that can be computed, in the order of their
+// numbers.
+func HashTypes() []HashType { return []HashType{HashMD5, HashSHA1, HashBLAKE3} }
+
+// ParseHashType reads "MD5", "SHA-1" or "BLAKE3", exactly so, and reports
+// whether s was one of them.
 func ParseHashType(s string) (HashType, bool) {
 	switch s {
 	case "MD5":
 		return HashMD5, true
 	case "SHA-1":
 		return HashSHA1, true
+	case "BLAKE3":
+		return HashBLAKE3, true
 	}
 	return HashNone, false
 }
+
+// blake3Size is the length in bytes of the digests that are kept, BLAKE3's own.
+const blake3Size = 32
 
 // String is the algorithm's name on the wire, "NONE" for none.
 func (t HashType) String() string {
@@ -42,6 +56,8 @@ func (t HashType) String() string {
 		return "MD5"
 	case HashSHA1:
 		return "SHA-1"
+	case HashBLAKE3:
+		return "BLAKE3"
 	}
 	return fmt.Sprintf("hashtype-%d", int16(t))
 }
@@ -53,6 +69,8 @@ func (t HashType) Size() int {
 		return md5.Size
 	case HashSHA1:
 		return sha1.Size
+	case HashBLAKE3:
+		return blake3Size
 	}
 	return 0
 }
@@ -64,6 +82,8 @@ func (t HashType) New() hash.Hash {
 		return md5.New()
 	case HashSHA1:
 		return sha1.New()
+	case HashBLAKE3:
+		return blake3.New()
 	}
 	return nil
 }
@@ -74,8 +94,8 @@ type Checksum struct {
 	Sum  []byte
 }
 
-// ParseChecksum reads "MD5:" or "SHA-1:" and hexadecimal digits in either
-// case. Anything else gets the refusal invalid_checksum_format.
+// ParseChecksum reads an algorithm's name, a colon and hexadecimal digits in
+// either case. Anything else gets the refusal invalid_checksum_format.
 func ParseChecksum(s string) (Checksum, error) {
 	name, digits, _ := strings.Cut(s, ":")
 	t, ok := ParseHashType(name)
@@ -98,5 +118,5 @@ func (c Checksum) Equal(d Checksum) bool { return c.Type == d.Type && bytes.Equa
 // Hex is the digest in lower-case hexadecimal.
 func (c Checksum) Hex() string { return hex.EncodeToString(c.Sum) }
 
-// String is "MD5:" and the digest in lower-case hexadecimal.
+// String is "MD5:", or what the algorithm is, and the digest in lower-case hexadecimal.
 func (c Checksum) String() string { return c.Type.String() + ":" + c.Hex() }

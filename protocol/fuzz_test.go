@@ -168,7 +168,7 @@ func FuzzParsePath(f *testing.F) {
 }
 
 func FuzzParseChecksum(f *testing.F) {
-	for _, s := range []string{"MD5:" + emptyMD5, "SHA-1:" + emptySHA1, "SHA-1:" + strings.ToUpper(emptySHA1), "MD5:", "NONE", "MD5=" + emptyMD5} {
+	for _, s := range []string{"MD5:" + emptyMD5, "SHA-1:" + emptySHA1, "SHA-1:" + strings.ToUpper(emptySHA1), "BLAKE3:" + emptyBLAKE3, "MD5:", "NONE", "MD5=" + emptyMD5} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

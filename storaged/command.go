@@ -15,7 +15,7 @@ const (
 	verbBlank                // an empty line, answered by one
 	verbBadURI               // answered "ERROR: uri invalid (contains ..)"
 	verbSize                 // size uri
-	verbDigest               // MD5 uri [reason], SHA-1 uri [reason]
+	verbDigest               // MD5 uri [reason], SHA-1 uri [reason], BLAKE3 uri [reason]
 	verbWatch                // watch
 	verbShutdown             // shutdown [graceful]
 	verbThreads              // server aio_threads = n

@@ -27,6 +27,7 @@ func TestParseCommand(t *testing.T) {
 		{"MD5 " + uri, command{verb: verbDigest, word: "MD5", uri: uri, hash: protocol.HashMD5}},
 		{"MD5 " + uri + " fsck", command{verb: verbDigest, word: "MD5", uri: uri, hash: protocol.HashMD5, reason: "fsck"}},
 		{"SHA-1 " + uri + " create_close", command{verb: verbDigest, word: "SHA-1", uri: uri, hash: protocol.HashSHA1, reason: "create_close"}},
+		{"BLAKE3 " + uri + " fsck", command{verb: verbDigest, word: "BLAKE3", uri: uri, hash: protocol.HashBLAKE3, reason: "fsck"}},
 		{"MD5", command{word: "MD5"}},
 		{"MD5 bad", command{word: "MD5", hash: protocol.HashMD5}},
 		{"MD5 " + uri + " two words", command{word: "MD5"}},

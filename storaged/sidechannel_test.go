@@ -61,6 +61,7 @@ func TestSideChannel(t *testing.T) {
 		{"size /secret", "/secret -1"},
 		{"size /dev1/.mogile/device", "/dev1/.mogile/device -1"},
 		{"size " + fid42 + "/x", fid42 + "/x -1"},
+		{"BLAKE3 " + fid42, fid42 + " BLAKE3=d74981efa70a0c880b8d8c1985d075dbcbf679b99a5f9914e5aaf96b831a9e24"},
 		{"MD5 " + fid42 + " fsck", fid42 + " MD5=5eb63bbbe01eeed093cb22bb8f5acdc3"},
 		{"MD5 " + fid42, fid42 + " MD5=5eb63bbbe01eeed093cb22bb8f5acdc3"},
 		{"MD5 " + fid42 + " create_close", fid42 + " MD5=5eb63bbbe01eeed093cb22bb8f5acdc3"},

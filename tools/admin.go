@@ -36,7 +36,7 @@ func classFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.IntFlag{Name: "mindevcount", Usage: "`N` copies of each file"},
 		&cli.StringFlag{Name: "replpolicy", Usage: "`POLICY` of replication, such as 'MultipleHosts(3)'"},
-		&cli.StringFlag{Name: "hashtype", Usage: "`TYPE` of checksums kept: MD5, SHA-1 or NONE"},
+		&cli.StringFlag{Name: "hashtype", Usage: "`TYPE` of checksums kept: MD5, SHA-1, BLAKE3 or NONE"},
 	}
 }
 
@@ -425,7 +425,7 @@ func classArgs(s *session, args []string) (protocol.Args, error) {
 	}
 	if h := s.String("hashtype"); s.IsSet("hashtype") && h != "NONE" {
 		if _, ok := protocol.ParseHashType(h); !ok {
-			return nil, usageError(s.Context, "invalid --hashtype %q: it is MD5, SHA-1 or NONE", h)
+			return nil, usageError(s.Context, "invalid --hashtype %q: it is MD5, SHA-1, BLAKE3 or NONE", h)
 		}
 	}
 	q := protocol.Args{{Name: "domain", Value: args[0]}, {Name: "class", Value: args[1]}}

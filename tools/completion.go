@@ -342,7 +342,7 @@ func (r *request) values(ctx context.Context, k kind, prefix string) {
 		}
 		return
 	case "TYPE":
-		for _, s := range []string{"MD5", "SHA-1", "NONE"} {
+		for _, s := range []string{"MD5", "SHA-1", "BLAKE3", "NONE"} {
 			r.add(prefix+s, "")
 		}
 		return

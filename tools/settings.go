@@ -51,7 +51,7 @@ var knownSettings = []knownSetting{
 	{key: "network_zones", about: "names of networks, comma-separated", idle: idleYet},
 	{key: "zone_", about: "the netmasks of a network", idle: idleYet},
 	{key: "queue_", about: "rates and sizes of the queues of fsck, rebalance and reaper", idle: idleYet},
-	{key: "fsck_checksum", about: "checksums that fsck compares: class, off, MD5 or SHA-1", idle: idleYet},
+	{key: "fsck_checksum", about: "checksums that fsck compares: class, off, MD5, SHA-1 or BLAKE3", idle: idleYet},
 	{key: "slave_", about: "read replicas of the database (mogadm slave)", idle: idleReplicas},
 	{key: "schema_version", about: "version of the database's tables ('mogile migrate')", fixed: true},
 	{key: "rebal_", about: "policy and state of rebalancing ('mogadm rebalance')", fixed: true},

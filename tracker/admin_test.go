@@ -66,6 +66,7 @@ func TestDomainsAndClasses(t *testing.T) {
 		{"get_domains", "OK domains=1&domain1=toast&domain1classes=2&domain1class1name=default&domain1class1mindevcount=2&domain1class1replpolicy=MultipleHosts%28%29&domain1class1hashtype=NONE" +
 			"&domain1class2name=big&domain1class2mindevcount=4&domain1class2replpolicy=MultipleHosts%283%29&domain1class2hashtype=MD5"},
 		{"update_class domain=toast&class=big&mindevcount=4&hashtype=SHA-1", "OK class=big&mindevcount=4&domain=toast"},
+		{"update_class domain=toast&class=big&mindevcount=4&hashtype=BLAKE3", "OK class=big&mindevcount=4&domain=toast"},
 		{"update_class domain=toast&class=big&mindevcount=4&hashtype=NONE", "OK class=big&mindevcount=4&domain=toast"},
 		{"update_class domain=toast&class=default&mindevcount=1&replpolicy=MultipleDevices()", "OK class=default&mindevcount=1&domain=toast"},
 		{"create_class domain=toast&class=default&mindevcount=1", "class_exists"},

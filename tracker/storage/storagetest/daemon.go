@@ -514,6 +514,7 @@ func (d *Daemon) SideReply(line string) string {
 		return ""
 	}
 	t, isDigest := protocol.ParseHashType(f[0])
+	isDigest = isDigest && t <= protocol.HashSHA1 // what other makes know
 	if len(f) < 2 || f[0] != "size" && !(isDigest && d.Make.Digests) {
 		return d.Make.Unknown + f[0]
 	}
