@@ -3,6 +3,7 @@ package work
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/mogile/mogile/protocol"
 )
@@ -13,29 +14,99 @@ import (
 type Limiter struct {
 	each int
 
-	mu    sync.Mutex // guards slots
-	slots map[protocol.DevID]chan struct{}
+	mu      sync.Mutex // guards devices and what they hold
+	devices map[protocol.DevID]*limited
 }
+
+// limited is one device.
+type limited struct {
+	slots chan struct{}
+	pace  time.Duration // how long a use lasts, a moving average
+	line  time.Time     // when the last one in line is to come
+}
+
+const (
+	// firstPace is what a use is taken to last before one has ended.
+	firstPace = 100 * time.Millisecond
+	// paceWeight is the part, one in so many, that the last use has in the average.
+	paceWeight = 8
+	// crowding is how many times as many are told to come as can be served, so that
+	// a device that is faster than it was does not wait for work.
+	crowding = 2
+	// shortestLine and longestLine bound what those in line are told to wait.
+	shortestLine = time.Second
+	longestLine  = 10 * time.Minute
+)
 
 // NewLimiter allows each device n uses at once, at least 1.
 func NewLimiter(n int) *Limiter {
-	return &Limiter{each: max(1, n), slots: make(map[protocol.DevID]chan struct{})}
+	return &Limiter{each: max(1, n), devices: make(map[protocol.DevID]*limited)}
+}
+
+// device is what is known of dev. The caller holds l.mu.
+func (l *Limiter) device(dev protocol.DevID) *limited {
+	d := l.devices[dev]
+	if d == nil {
+		d = &limited{slots: make(chan struct{}, l.each), pace: firstPace}
+		l.devices[dev] = d
+	}
+	return d
+}
+
+// use begins a use of d whose slot is taken.
+func (l *Limiter) use(d *limited) (release func()) {
+	began := time.Now()
+	return func() {
+		<-d.slots
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		d.pace += (time.Since(began) - d.pace) / paceWeight
+	}
 }
 
 // Acquire waits for a use of dev. The use ends with a call of release; where
 // ctx ends first there is no use, and Acquire returns its error.
 func (l *Limiter) Acquire(ctx context.Context, dev protocol.DevID) (release func(), err error) {
 	l.mu.Lock()
-	slots, ok := l.slots[dev]
-	if !ok {
-		slots = make(chan struct{}, l.each)
-		l.slots[dev] = slots
-	}
+	d := l.device(dev)
 	l.mu.Unlock()
 	select {
-	case slots <- struct{}{}:
-		return func() { <-slots }, nil
+	case d.slots <- struct{}{}:
+		return l.use(d), nil
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// TryAcquire is Acquire without waiting: it reports whether dev had a use free.
+// Who gets none and cannot do something else meanwhile should stand in
+// [Limiter.Line].
+func (l *Limiter) TryAcquire(dev protocol.DevID) (release func(), ok bool) {
+	l.mu.Lock()
+	d := l.device(dev)
+	l.mu.Unlock()
+	select {
+	case d.slots <- struct{}{}:
+		return l.use(d), true
+	default:
+		return nil, false
+	}
+}
+
+// Line is when to try dev again, from 1 s to 10 min from now: the further away,
+// the more were told so before and the longer uses of it last. A thousand files
+// that wait for one slow device thus come back one after the other, and cost
+// nearly nothing until then.
+func (l *Limiter) Line(dev protocol.DevID) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d, now := l.device(dev), time.Now()
+	if soonest := now.Add(shortestLine); d.line.Before(soonest) {
+		d.line = soonest
+	}
+	wait := d.line.Sub(now)
+	if wait < longestLine {
+		d.line = d.line.Add(d.pace / time.Duration(l.each*crowding))
+	}
+	return min(wait, longestLine)
 }

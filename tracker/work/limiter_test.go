@@ -1,0 +1,85 @@
+package work_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/mogile/mogile/tracker/work"
+)
+
+func TestLimiterWithoutWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := work.NewLimiter(2)
+		var releases []func()
+		for range 2 {
+			r, ok := l.TryAcquire(1)
+			if !ok {
+				t.Fatal("a device that nobody uses is taken")
+			}
+			releases = append(releases, r)
+		}
+		if _, ok := l.TryAcquire(1); ok {
+			t.Error("a third use")
+		}
+		if r, ok := l.TryAcquire(2); !ok {
+			t.Error("another device is held up")
+		} else {
+			r()
+		}
+		releases[0]()
+		if r, ok := l.TryAcquire(1); !ok {
+			t.Error("a use that ended is still taken")
+		} else {
+			r()
+		}
+		releases[1]()
+	})
+}
+
+// TestLimiterLine has many wait for one device: they come one after the other,
+// faster the faster it is, and none sooner than in a second nor later than in
+// ten minutes.
+func TestLimiterLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := work.NewLimiter(4)
+		if d := l.Line(1); d != time.Second {
+			t.Errorf("the first in line comes in %v", d)
+		}
+		use := func(d time.Duration) {
+			for range 100 {
+				r, ok := l.TryAcquire(1)
+				if !ok {
+					t.Fatal("taken")
+				}
+				work.Pause(t.Context(), d)
+				r()
+			}
+		}
+		span := func(n int) time.Duration {
+			var last time.Duration
+			for range n {
+				d := l.Line(1)
+				if d < last || d < time.Second || d > 10*time.Minute {
+					t.Fatalf("%v after %v", d, last)
+				}
+				last = d
+			}
+			return last
+		}
+		use(10 * time.Millisecond)
+		if quick := span(800); quick < 1500*time.Millisecond || quick > 3*time.Second { // 400/s at best, twice that are told to come
+			t.Errorf("800 in line at a quick device: %v", quick)
+		}
+		use(8 * time.Second)
+		if slow := span(100); slow < time.Minute || slow > 2*time.Minute { // one in 2 s, twice that
+			t.Errorf("100 in line at a slow device: %v", slow)
+		}
+		if d := span(100_000); d != 10*time.Minute {
+			t.Errorf("the longest wait is %v", d)
+		}
+		if d := l.Line(2); d != time.Second {
+			t.Errorf("at another device %v", d)
+		}
+	})
+}
