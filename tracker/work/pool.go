@@ -95,6 +95,7 @@ var ErrWatchdog = errors.New("worker gave no sign of life")
 
 // vital is when a worker must have given its next sign of life.
 type vital struct {
+	id       int        // the worker's number
 	mu       sync.Mutex // guards due
 	watchdog time.Duration
 	due      time.Time
@@ -141,6 +142,15 @@ func NewPool(job string, desired int, run func(ctx context.Context, id int) erro
 		workers: make(map[int]*worker),
 		woken:   make(chan struct{}),
 	}
+}
+
+// WorkerID is the number of the worker to whose context ctx belongs, 0
+// elsewhere.
+func WorkerID(ctx context.Context) int {
+	if v, ok := ctx.Value(vitalKey{}).(*vital); ok {
+		return v.id
+	}
+	return 0
 }
 
 type inProgressKey struct{}
@@ -252,7 +262,7 @@ func (p *Pool) spawn(ctx context.Context) {
 // start makes one worker. The caller holds p.mu.
 func (p *Pool) start(ctx context.Context) {
 	id := p.Numbers.Next()
-	w := &worker{vital: vital{watchdog: p.Watchdog}}
+	w := &worker{vital: vital{id: id, watchdog: p.Watchdog}}
 	w.vital.alive(0)
 	hard, kill := context.WithCancelCause(context.WithValue(ctx, vitalKey{}, &w.vital))
 	soft, retire := context.WithCancel(context.WithValue(hard, inProgressKey{}, hard))
