@@ -16,6 +16,7 @@ const (
 	verbBadURI               // answered "ERROR: uri invalid (contains ..)"
 	verbSize                 // size uri
 	verbDigest               // MD5 uri [reason], SHA-1 uri [reason], BLAKE3 uri [reason]
+	verbVerify               // verify uri MD5|SHA-1|BLAKE3|- [reason]: ours
 	verbWatch                // watch
 	verbShutdown             // shutdown [graceful]
 	verbThreads              // server aio_threads = n
@@ -26,14 +27,22 @@ type command struct {
 	verb   verb
 	word   string            // the first word as it was sent
 	uri    string            // as it was sent; begins with a slash
-	hash   protocol.HashType // of verbDigest
-	reason string            // of verbDigest, may be empty
+	hash   protocol.HashType // of verbDigest and verbVerify; there it may be none
+	reason string            // of verbDigest and verbVerify, may be empty
 
 	graceful bool // of verbShutdown: the word was there
 }
 
-// reasonFsck marks the digests of which one at a time runs on a file system.
-const reasonFsck = "fsck"
+// reasonFsck and reasonScrub mark readings of which one at a time runs on a file
+// system.
+const (
+	reasonFsck  = "fsck"
+	reasonScrub = "scrub" // ours
+)
+
+// patient reports whether what c asks for is done when nothing else is: one at a
+// time, and without throwing out of memory what clients read.
+func (c *command) patient() bool { return c.reason == reasonFsck || c.reason == reasonScrub }
 
 // maxThreads is the most that "server aio_threads" may ask for.
 const maxThreads = 100
@@ -57,6 +66,16 @@ func parseCommand(line string) command {
 			c.reason = args[1]
 		}
 		c.setURI(verbDigest, args[0])
+	case c.word == "verify" && (len(args) == 2 || len(args) == 3):
+		if args[1] != "-" {
+			if c.hash, isHash = protocol.ParseHashType(args[1]); !isHash {
+				break
+			}
+		}
+		if len(args) == 3 {
+			c.reason = args[2]
+		}
+		c.setURI(verbVerify, args[0])
 	case strings.EqualFold(c.word, "watch") && len(args) == 0:
 		c.verb = verbWatch
 	case c.word == "shutdown" && (len(args) == 0 || len(args) == 1 && args[0] == "graceful"):

@@ -28,6 +28,12 @@ func TestParseCommand(t *testing.T) {
 		{"MD5 " + uri + " fsck", command{verb: verbDigest, word: "MD5", uri: uri, hash: protocol.HashMD5, reason: "fsck"}},
 		{"SHA-1 " + uri + " create_close", command{verb: verbDigest, word: "SHA-1", uri: uri, hash: protocol.HashSHA1, reason: "create_close"}},
 		{"BLAKE3 " + uri + " fsck", command{verb: verbDigest, word: "BLAKE3", uri: uri, hash: protocol.HashBLAKE3, reason: "fsck"}},
+		{"verify " + uri + " -", command{verb: verbVerify, word: "verify", uri: uri}},
+		{"verify " + uri + " SHA-1 scrub", command{verb: verbVerify, word: "verify", uri: uri, hash: protocol.HashSHA1, reason: "scrub"}},
+		{"verify /a/.. -", command{verb: verbBadURI, word: "verify"}},
+		{"verify " + uri, command{word: "verify"}},
+		{"verify " + uri + " NONE", command{word: "verify"}},
+		{"verify " + uri + " - a b", command{word: "verify"}},
 		{"MD5", command{word: "MD5"}},
 		{"MD5 bad", command{word: "MD5", hash: protocol.HashMD5}},
 		{"MD5 " + uri + " two words", command{word: "MD5"}},
@@ -58,7 +64,7 @@ func TestParseCommand(t *testing.T) {
 
 func FuzzParseCommand(f *testing.F) {
 	for _, s := range []string{"", "size /dev1/0/000/000/0000000042.fid", "MD5 /dev1/usage fsck\r", "SHA-1 /x", "watch", "shutdown graceful",
-		"server aio_threads = 5", "size /a/../b", "hello world", "size bad"} {
+		"server aio_threads = 5", "size /a/../b", "hello world", "size bad", "verify /x -", "verify /x BLAKE3 scrub"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
@@ -66,7 +72,7 @@ func FuzzParseCommand(f *testing.F) {
 		if strings.ContainsAny(c.word, " \t\r") || (c.word == "") != (c.verb == verbBlank) {
 			t.Errorf("%q: word %q of verb %d", line, c.word, c.verb)
 		}
-		if hasURI := c.verb == verbSize || c.verb == verbDigest; hasURI != (c.uri != "") {
+		if hasURI := c.verb == verbSize || c.verb == verbDigest || c.verb == verbVerify; hasURI != (c.uri != "") {
 			t.Errorf("%q: uri %q of verb %d", line, c.uri, c.verb)
 		}
 		if c.uri != "" && (c.uri[0] != '/' || strings.Contains(c.uri, "..") || strings.ContainsAny(c.uri, " \t\r")) {

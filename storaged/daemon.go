@@ -154,7 +154,7 @@ func New(o Options) (_ *Daemon, err error) {
 			return nil, err
 		}
 		d.side = &sideChannel{
-			listener: l, docroot: d.docroot, disks: d.disks, buffers: bufs, meter: m, log: o.Log,
+			listener: l, docroot: d.docroot, disks: d.disks, meter: m, log: o.Log,
 			shutdown: func(graceful bool) {
 				switch {
 				case graceful:

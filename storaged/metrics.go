@@ -42,7 +42,7 @@ func newMeter(r *prometheus.Registry, docroot *volume.Docroot) *meter {
 		commands: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: space, Subsystem: part, Name: "commands_total",
 			Help: "Lines answered on the side channel."}, []string{"command"}),
 		digests: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: space, Subsystem: part, Name: "digests_in_progress",
-			Help: "Digests being computed for the side channel."}),
+			Help: "Files being read for digests and verifications on the side channel."}),
 	}
 	r.MustRegister(m.requests, m.received, m.sent, m.inFlight, m.connections, m.waited, m.unaccepted, m.commands, m.digests, deviceCollector{docroot})
 	return m
@@ -51,7 +51,7 @@ func newMeter(r *prometheus.Registry, docroot *volume.Docroot) *meter {
 // request counts one answered HTTP request.
 func (m *meter) request(method string, status int, received, sent int64) {
 	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, "MKCOL":
+	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, http.MethodPost, "MKCOL":
 	default:
 		method = "other"
 	}
@@ -68,6 +68,8 @@ func (m *meter) command(c command) {
 		name = "size"
 	case verbDigest:
 		name = c.hash.String()
+	case verbVerify:
+		name = "verify"
 	case verbWatch:
 		name = "watch"
 	case verbShutdown:

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"net"
@@ -24,13 +25,12 @@ import (
 const maxSideLine = 16 << 10
 
 // sideChannel answers the line protocol of the management port: sizes and
-// digests of files, the stream of utilisation, and shutdown. Requests of one
+// digests of files, whether they are whole, the stream of utilisation, and shutdown. Requests of one
 // connection are answered in order; connections do not wait for each other.
 type sideChannel struct {
 	listener *listener
 	docroot  *volume.Docroot
 	disks    *utilisation
-	buffers  *buffers
 	meter    *meter
 	log      zerolog.Logger
 	shutdown func(graceful bool) // asks the daemon to stop
@@ -40,11 +40,11 @@ type sideChannel struct {
 	turns map[turn]chan struct{} // each holds one element for each digest that runs
 }
 
-// turn names what digests wait for: all of a file system's, and those for fsck
-// besides.
+// turn names what digests and verifications wait for: all of a file system's,
+// and those that are patient besides.
 type turn struct {
 	fileSystem string
-	fsck       bool
+	patient    bool
 }
 
 // maxDigests bounds the digests that run on a file system at a time, those for
@@ -155,6 +155,15 @@ func (s *sideChannel) reply(ctx context.Context, c command) (string, error) {
 			return fmt.Sprintf("%s %s=-1\r\n", c.uri, c.hash), nil
 		}
 		return fmt.Sprintf("%s %s=%s\r\n", c.uri, c.hash, sum.Hex()), nil
+	case verbVerify:
+		content, err := s.verify(ctx, c)
+		switch {
+		case err != nil && ctx.Err() != nil:
+			return "", nil
+		case err != nil: // nothing is said of the file
+			return fmt.Sprintf("ERR verify %s failed\r\n", c.uri), err
+		}
+		return c.uri + " " + content.String() + "\r\n", nil
 	}
 	return "ERROR: unknown command: " + c.word + "\r\n", nil
 }
@@ -208,15 +217,7 @@ func (s *sideChannel) digest(ctx context.Context, c command) (protocol.Checksum,
 	if err != nil || v == nil {
 		return protocol.Checksum{}, 0, err
 	}
-	name := fileSystem(v)
-	if c.reason == reasonFsck {
-		free, err := s.enter(ctx, turn{name, true}, 1)
-		if err != nil {
-			return protocol.Checksum{}, 0, err
-		}
-		defer free()
-	}
-	free, err := s.enter(ctx, turn{name, false}, maxDigests)
+	free, err := s.queue(ctx, v, c)
 	if err != nil {
 		return protocol.Checksum{}, 0, err
 	}
@@ -236,25 +237,95 @@ func (s *sideChannel) digest(ctx context.Context, c command) (protocol.Checksum,
 		return protocol.Checksum{}, 0, err
 	}
 	defer f.Close() // opened for reading
+	found, err := s.readThrough(ctx, f, h, c)
+	if err != nil {
+		return protocol.Checksum{}, found.Length, err
+	}
+	return protocol.Checksum{Type: c.hash, Sum: h.Sum(nil)}, found.Length, nil
+}
+
+// verify reads a file and says what it found beside what it should. That its
+// device is not there says nothing of the file, and is an error, as is
+// everything else that is not the file's own fault.
+func (s *sideChannel) verify(ctx context.Context, c command) (protocol.Content, error) {
+	v, t, err := s.file(c.uri)
+	switch {
+	case err != nil:
+		return protocol.Content{}, err
+	case v == nil:
+		return protocol.Content{}, fmt.Errorf("verify %s: %w", c.uri, volume.ErrNoDevice)
+	}
+	free, err := s.queue(ctx, v, c)
+	if err != nil {
+		return protocol.Content{}, err
+	}
+	defer free()
+	f, err := v.Open(ctx, t.name)
+	switch {
+	case volume.IsUnreadable(err):
+		s.log.Warn().Err(err).Msg("file cannot be read")
+		return protocol.Content{Unreadable: true}, nil
+	case errors.Is(err, volume.ErrNoDevice):
+		return protocol.Content{}, err
+	case err != nil && isMissing(err):
+		return protocol.Content{Missing: true}, nil
+	case err != nil:
+		return protocol.Content{}, err
+	}
+	defer f.Close() // opened for reading
+	stored, isStored := f.Sum()
+	var h hash.Hash
+	if c.hash != protocol.HashNone {
+		h = c.hash.New()
+	}
+	found, err := s.readThrough(ctx, f, h, c)
+	content := protocol.Content{Found: protocol.ContentSum(found)}
+	switch {
+	case volume.IsUnreadable(err):
+		s.log.Warn().Err(err).Msg("file cannot be read")
+		content.Unreadable = true
+		return content, nil
+	case err != nil:
+		return protocol.Content{}, err
+	}
+	if again, is := f.Sum(); isStored && is && again == stored { // else it was written to meanwhile
+		content.Stored = (*protocol.ContentSum)(&stored)
+	}
+	if h != nil {
+		content.Digest = protocol.Checksum{Type: c.hash, Sum: h.Sum(nil)}
+	}
+	return content, nil
+}
+
+// readThrough reads a file for c. h may be nil.
+func (s *sideChannel) readThrough(ctx context.Context, f *volume.File, h hash.Hash, c command) (volume.Sum, error) {
 	s.meter.digests.Inc()
 	defer s.meter.digests.Dec()
-	buf := s.buffers.get()
-	defer s.buffers.put(buf)
-	var off int64
-	for {
-		if err := ctx.Err(); err != nil {
-			return protocol.Checksum{}, off, err
-		}
-		n, err := f.Read(buf[:bufferSize])
-		h.Write(buf[:n])
-		off += int64(n)
-		switch {
-		case errors.Is(err, io.EOF):
-			return protocol.Checksum{Type: c.hash, Sum: h.Sum(nil)}, off, nil
-		case err != nil:
-			return protocol.Checksum{}, off, err
+	var each func([]byte)
+	if h != nil {
+		each = func(p []byte) { h.Write(p) } // hashes do not fail
+	}
+	return f.ReadThrough(ctx, each, c.patient())
+}
+
+// queue waits until a file of v may be read for c. The caller frees the place.
+func (s *sideChannel) queue(ctx context.Context, v *volume.Volume, c command) (free func(), err error) {
+	name := fileSystem(v)
+	before := func() {}
+	if c.patient() {
+		if before, err = s.enter(ctx, turn{name, true}, 1); err != nil {
+			return nil, err
 		}
 	}
+	after, err := s.enter(ctx, turn{name, false}, maxDigests)
+	if err != nil {
+		before()
+		return nil, err
+	}
+	return func() {
+		after()
+		before()
+	}, nil
 }
 
 // enter waits until fewer than limit digests have that turn; who came first is

@@ -12,9 +12,12 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/volume"
 	"github.com/mogile/mogile/storaged/volume/simdisk"
 )
 
@@ -183,6 +186,13 @@ func TestSideChannelReadError(t *testing.T) {
 		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpRead}, Skip: 1}, "MD5 /dev1/f", fmt.Sprintf("ERR read /dev1/f at %d failed", bufferSize)},
 		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpOpen}}, "MD5 /dev1/f", "ERR read /dev1/f at 0 failed"},
 		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpOpen}, Err: fs.ErrPermission}, "MD5 /dev1/f", "/dev1/f MD5=-1"},
+		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpRead}, Skip: 1}, "verify /dev1/f - scrub",
+			"/dev1/f unreadable=" + protocol.ContentSum(volume.Sum{}.Add(pattern(bufferSize))).String()},
+		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpRead}, Err: syscall.EMFILE}, "verify /dev1/f -", "ERR verify /dev1/f failed"},
+		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpOpen}}, "verify /dev1/f -", "/dev1/f unreadable=0:00000000"},
+		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpOpen}, Err: fs.ErrPermission}, "verify /dev1/f -", "ERR verify /dev1/f failed"},
+		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpAttr}}, "verify /dev1/f -",
+			"/dev1/f found=" + protocol.ContentSum(volume.Sum{}.Add(pattern(2*bufferSize))).String() + " stored=-"},
 		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpStat}}, "size /dev1/f", "ERR size /dev1/f failed"},
 		{simdisk.Fault{Ops: []simdisk.Op{simdisk.OpRead}}, "size /dev1/f", fmt.Sprintf("/dev1/f %d", 2*bufferSize)},
 	} {
@@ -193,6 +203,49 @@ func TestSideChannelReadError(t *testing.T) {
 			t.Errorf("%v: %q, want %q", step.fault.Ops, got, step.want)
 		}
 		clear()
+	}
+}
+
+// What is read is compared with what was once stored, in one reading.
+func TestVerify(t *testing.T) {
+	t.Parallel()
+	d, disk := startSim(t, Options{}, 1)
+	const rotten, written = "/dev1/0/000/000/0000000045.fid", "/dev1/0/000/000/0000000046.fid"
+	d.put(fid42, "hello world")
+	d.put("/dev1/0/000/000/0000000044.fid", "")
+	d.put(rotten, "hello world")
+	if err := disk.Rot(docrootSim+rotten, []byte("jello world")); err != nil {
+		t.Fatal(err)
+	}
+	large := pattern(3<<20 + 1)
+	d.put("/dev1/large", string(large))
+	d.put(written, "hello world")
+	if r := d.do("PUT %s HTTP/1.1\nHost: x\nContent-Range: bytes 0-0/*\nContent-Length: 1\n\nJ", written); r.StatusCode != 201 {
+		t.Fatal(r.Status)
+	}
+	c := d.side()
+	for _, tt := range []struct{ send, want string }{
+		{"verify " + fid42 + " -", fid42 + " found=11:c99465aa stored=11:c99465aa"},
+		{"verify " + fid42 + " MD5 fsck", fid42 + " found=11:c99465aa stored=11:c99465aa MD5=5eb63bbbe01eeed093cb22bb8f5acdc3"},
+		{"verify " + fid42 + " BLAKE3 scrub", fid42 + " found=11:c99465aa stored=11:c99465aa BLAKE3=d74981efa70a0c880b8d8c1985d075dbcbf679b99a5f9914e5aaf96b831a9e24"},
+		{"verify /dev1/0/000/000/0000000044.fid - scrub", "/dev1/0/000/000/0000000044.fid found=0:00000000 stored=0:00000000"},
+		{"verify /dev1/0/000/000/0000000043.fid -", "/dev1/0/000/000/0000000043.fid missing"},
+		{"verify /dev1/0/000/000 -", "/dev1/0/000/000 missing"},
+		{"verify /dev2/0/000/000/0000000043.fid -", "ERR verify /dev2/0/000/000/0000000043.fid failed"},
+		{"verify /dev1/.mogile/device -", "ERR verify /dev1/.mogile/device failed"},
+		{"verify /dev1/../x -", "ERROR: uri invalid (contains ..)"},
+		{"verify " + fid42, "ERROR: unknown command: verify"},
+		{"verify " + fid42 + " fsck", "ERROR: unknown command: verify"},
+		{"verify " + fid42 + " md5", "ERROR: unknown command: verify"},
+		{"verify " + fid42 + " - two words", "ERROR: unknown command: verify"},
+		{"verify " + rotten + " MD5", rotten + " found=11:" + fmt.Sprintf("%08x", volume.Sum{}.Add([]byte("jello world")).CRC32C) + " stored=11:c99465aa MD5=" + fmt.Sprintf("%x", md5.Sum([]byte("jello world")))},
+		{"verify " + written + " -", written + " found=11:" + fmt.Sprintf("%08x", volume.Sum{}.Add([]byte("Jello world")).CRC32C) + " stored=-"},
+		{"verify /dev1/large - scrub", fmt.Sprintf("/dev1/large found=%[1]s stored=%[1]s", protocol.ContentSum(volume.Sum{}.Add(large)))},
+	} {
+		c.send("%s\n", tt.send)
+		if got := c.line(); got != tt.want {
+			t.Errorf("%q: %q, want %q", tt.send, got, tt.want)
+		}
 	}
 }
 
@@ -212,7 +265,7 @@ func TestFsckDigestsQueue(t *testing.T) {
 	first, second, third, fourth := d.side(), d.side(), d.side(), d.side()
 	first.send("MD5 /dev1/fsck1 fsck\nsize /dev1/other\n")
 	eventually(t, "the first digest runs", func() bool { return disk.Hanging() == 1 })
-	second.send("MD5 /dev1/fsck2 fsck\n")
+	second.send("verify /dev1/fsck2 - scrub\n")
 	third.send("MD5 /dev1/other replicate\nMD5 /dev1/fsck2 replicate\n")
 	if got := third.line(); got != fmt.Sprintf("/dev1/other MD5=%x", md5.Sum([]byte("3"))) {
 		t.Errorf("a digest of normal priority: %q", got)
@@ -229,10 +282,13 @@ func TestFsckDigestsQueue(t *testing.T) {
 	for _, c := range []struct {
 		conn       *client
 		path, body string
-	}{{first, "/dev1/fsck1", "1"}, {second, "/dev1/fsck2", "2"}, {third, "/dev1/fsck2", "2"}, {fourth, "/dev2/fsck", "4"}} {
+	}{{first, "/dev1/fsck1", "1"}, {third, "/dev1/fsck2", "2"}, {fourth, "/dev2/fsck", "4"}} {
 		if got, want := c.conn.line(), fmt.Sprintf("%s MD5=%x", c.path, md5.Sum([]byte(c.body))); got != want {
 			t.Errorf("%q, want %q", got, want)
 		}
+	}
+	if got, sum := second.line(), protocol.ContentSum(volume.Sum{}.Add([]byte("2"))); got != fmt.Sprintf("/dev1/fsck2 found=%[1]s stored=%[1]s", sum) {
+		t.Errorf("a verification behind: %q", got)
 	}
 	if got := first.line(); got != "/dev1/other 1" {
 		t.Errorf("behind the digest: %q", got)

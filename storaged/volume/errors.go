@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"runtime"
 	"syscall"
 
 	"github.com/mogile/mogile/protocol"
@@ -66,6 +67,14 @@ func errno(err error) error {
 		return err
 	}
 	return fmt.Errorf("%w: %w", named, err)
+}
+
+// IsUnreadable reports whether err says that the disk answers, and cannot give
+// the file: a bad sector, or a filesystem that is damaged there.
+func IsUnreadable(err error) bool {
+	const structureNeedsCleaning = syscall.Errno(117) // EUCLEAN, of Linux alone
+	return errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EBADMSG) ||
+		runtime.GOOS == "linux" && errors.Is(err, structureNeedsCleaning)
 }
 
 // wrap says what was done to which file. It keeps nil.

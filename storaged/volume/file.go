@@ -145,25 +145,52 @@ func (f *File) Verify(ctx context.Context) (Sum, error) {
 	if err != nil {
 		return Sum{}, wrap("verify", f.v.id, f.name, err)
 	}
-	buf := make([]byte, bufferSize)
-	var got Sum
-	for {
-		if err := ctx.Err(); err != nil {
-			return got, wrap("verify", f.v.id, f.name, err)
-		}
-		n, err := f.readAt(buf, got.Length)
-		got = got.Add(buf[:n])
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return got, err
-		}
+	got, err := f.ReadThrough(ctx, nil, false)
+	if err != nil {
+		return got, err
 	}
 	if got != want {
 		return got, wrap("verify", f.v.id, f.name, fmt.Errorf("%w: stored %q, found %q", ErrCorrupt, want, got))
 	}
 	return got, nil
+}
+
+// forgetStep is after how many bytes those are forgotten that will not be read
+// again.
+const forgetStep = 1 << 20
+
+// ReadThrough reads the whole content, gives it to each (nil: to nobody) and
+// returns the sum of what it read, which is less than everything where there is
+// an error. With once set the system need not keep in memory what was read: a
+// walk over all files would leave nothing else there.
+func (f *File) ReadThrough(ctx context.Context, each func([]byte), once bool) (Sum, error) {
+	own := f.v.buffers.Get().(*[bufferSize]byte)
+	defer f.v.buffers.Put(own)
+	var got Sum
+	var kept int64 // from where on the system has it in memory
+	for {
+		if err := ctx.Err(); err != nil {
+			return got, wrap("read", f.v.id, f.name, err)
+		}
+		n, err := f.readAt(own[:], got.Length)
+		got = got.Add(own[:n])
+		if each != nil && n > 0 {
+			each(own[:n])
+		}
+		ended := err != nil
+		if once && (ended || got.Length-kept >= forgetStep) {
+			from, n := kept, got.Length-kept
+			kept = got.Length
+			// What goes wrong here costs memory, and nothing else.
+			_, _ = do(ctx, f.v, func(*task) (struct{}, error) { return struct{}{}, f.h.Forget(from, n) }, nil)
+		}
+		switch {
+		case err == io.EOF:
+			return got, nil
+		case ended:
+			return got, err
+		}
+	}
 }
 
 // Close closes the file. It does not wait for the disk.

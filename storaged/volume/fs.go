@@ -74,6 +74,8 @@ type Handle interface {
 	// Prefetch has the range read into memory, so that sendfile(2) need not
 	// wait for the disk. It promises nothing.
 	Prefetch(off, n int64) error
+	// Forget says that the range need not be kept in memory. It promises nothing.
+	Forget(off, n int64) error
 	// Attr reads an extended attribute: fs.ErrNotExist if it has none,
 	// errors.ErrUnsupported if the filesystem has none.
 	Attr(name string) ([]byte, error)

@@ -393,6 +393,10 @@ func (h osHandle) Prefetch(off, n int64) error {
 	return nil
 }
 
+func (h osHandle) Forget(off, n int64) error {
+	return unix.Fadvise(int(h.Fd()), off, n, unix.FADV_DONTNEED)
+}
+
 func (h osHandle) Attr(name string) ([]byte, error) {
 	buf := make([]byte, 256) // ours are shorter
 	n, err := unix.Fgetxattr(int(h.Fd()), name, buf)

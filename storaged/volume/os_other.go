@@ -139,6 +139,7 @@ func (h osHandle) Prefetch(off, n int64) error {
 	return nil
 }
 
+func (h osHandle) Forget(int64, int64) error    { return nil }
 func (h osHandle) Attr(string) ([]byte, error)  { return nil, errors.ErrUnsupported }
 func (h osHandle) SetAttr(string, []byte) error { return errors.ErrUnsupported }
 func (h osHandle) RemoveAttr(string) error      { return errors.ErrUnsupported }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/mogile/mogile/protocol"
@@ -15,7 +17,7 @@ const (
 	// digestRate is the least that a storage daemon is expected to hash, in
 	// bytes a second.
 	digestRate = 2 << 20
-	// fsckPatience is added where the daemon queues digests of low priority.
+	// fsckPatience is added where the daemon queues what has low priority.
 	fsckPatience = 3600 * time.Second
 	// maxPatience bounds the time for a digest, however large the file.
 	maxPatience = 30 * 24 * time.Hour
@@ -26,7 +28,7 @@ const (
 func digestPatience(size int64, reason string, node time.Duration) time.Duration {
 	size = min(max(size, 0), digestRate*int64(maxPatience/time.Second))
 	patience := node + time.Duration(size/digestRate)*time.Second + time.Duration(size%digestRate)*time.Second/digestRate
-	if reason == "fsck" {
+	if reason == "fsck" || reason == "scrub" {
 		patience += fsckPatience
 	}
 	return min(patience, maxPatience)
@@ -34,7 +36,7 @@ func digestPatience(size int64, reason string, node time.Duration) time.Duration
 
 // Digest is the digest of a file of size bytes (below 0: not known): computed
 // by the storage daemon if its side channel does so, within size / 2 MiB/s and
-// NodeTimeout (an hour where reason is "fsck", which has low priority there),
+// NodeTimeout (an hour more where reason is "fsck" or "scrub", which have low priority there),
 // else read over HTTP and computed here. reason is a word or empty. Errors
 // match ErrMissing or ErrUnreachable, also where the file has another size.
 func (c *Client) Digest(ctx context.Context, url string, size int64, t protocol.HashType, reason string) (protocol.Checksum, error) {
@@ -45,15 +47,24 @@ func (c *Client) Digest(ctx context.Context, url string, size int64, t protocol.
 	if sum, ok := c.sideDigest(ctx, url, size, t, reason); ok {
 		return protocol.Checksum{Type: t, Sum: sum}, nil
 	}
+	content, err := c.readThrough(ctx, url, size, t)
+	return content.Digest, err
+}
+
+// readThrough reads a file of size bytes (below 0: not known) over HTTP, and
+// computes its digest (none: no digest). Errors match ErrMissing or
+// ErrUnreachable, also where the file has another size.
+func (c *Client) readThrough(ctx context.Context, url string, size int64, t protocol.HashType) (protocol.Content, error) {
 	r, err := c.send(ctx, c.reads, request{
 		method: http.MethodGet, url: url, idle: c.o.NodeTimeout, patience: bodyPatience(size, c.o.NodeTimeout),
+		header: http.Header{"Mogile-Want": {"sum"}},
 	})
 	if err != nil {
-		return protocol.Checksum{}, err
+		return protocol.Content{}, err
 	}
 	defer r.Close()
 	if err := r.check(); err != nil {
-		return protocol.Checksum{}, err
+		return protocol.Content{}, err
 	}
 	want := size
 	if want < 0 {
@@ -61,20 +72,33 @@ func (c *Client) Digest(ctx context.Context, url string, size int64, t protocol.
 	}
 	switch {
 	case want < 0: // it may have been cut short, or never end
-		return protocol.Checksum{}, fmt.Errorf("GET %s: %w: an answer without Content-Length", url, ErrUnreachable)
+		return protocol.Content{}, fmt.Errorf("GET %s: %w: an answer without Content-Length", url, ErrUnreachable)
 	case r.ContentLength >= 0 && r.ContentLength != want:
-		return protocol.Checksum{}, fmt.Errorf("GET %s: %w: %d bytes instead of %d", url, ErrUnreachable, r.ContentLength, want)
+		return protocol.Content{}, fmt.Errorf("GET %s: %w: %d bytes instead of %d", url, ErrUnreachable, r.ContentLength, want)
+	}
+	crc := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	w := io.Writer(crc)
+	h := t.New()
+	if h != nil {
+		w = io.MultiWriter(crc, h)
 	}
 	buf := c.buffers.Get().(*[bufferSize]byte)
 	defer c.buffers.Put(buf)
-	n, err := io.CopyBuffer(h, io.LimitReader(r, want+1), buf[:])
+	n, err := io.CopyBuffer(w, io.LimitReader(r, want+1), buf[:])
 	if err != nil {
-		return protocol.Checksum{}, err
+		return protocol.Content{}, err
 	}
 	if n != want {
-		return protocol.Checksum{}, fmt.Errorf("GET %s: %w: %d bytes instead of %d", url, ErrUnreachable, min(n, want+1), want)
+		return protocol.Content{}, fmt.Errorf("GET %s: %w: %d bytes instead of %d", url, ErrUnreachable, min(n, want+1), want)
 	}
-	return protocol.Checksum{Type: t, Sum: h.Sum(nil)}, nil
+	content := protocol.Content{Found: protocol.ContentSum{Length: n, CRC32C: crc.Sum32()}}
+	if h != nil {
+		content.Digest = protocol.Checksum{Type: t, Sum: h.Sum(nil)}
+	}
+	if stored, err := protocol.ParseContentSum(strings.Replace(r.Header.Get("Mogile-Sum"), " ", ":", 1)); err == nil {
+		content.Stored = &stored // of one of ours whose side channel cannot be reached
+	}
+	return content, nil
 }
 
 // sideDigest asks the side channel. It reports false where HTTP must be asked.

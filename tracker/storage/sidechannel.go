@@ -153,17 +153,17 @@ func parseDigestReply(uri string, t protocol.HashType, line []byte) ([]byte, err
 	return sum, nil
 }
 
-// ask sends "verb uri reason" and returns the reply, a line without its end. A
+// ask sends "verb uri rest" and returns the reply, a line without its end. A
 // connection whose reply does not begin with uri is not used again. Where a
 // kept connection turns out to be closed the request goes over a new one.
 // Errors match errNoSide where it cannot be connected to.
-func (c *Client) ask(ctx context.Context, s *side, verb, uri, reason string, timeout time.Duration) ([]byte, error) {
-	if strings.ContainsAny(uri, " \t\r\n") || strings.ContainsAny(reason, " \t\r\n") {
+func (c *Client) ask(ctx context.Context, s *side, verb, uri, rest string, timeout time.Duration) ([]byte, error) {
+	if strings.ContainsAny(uri, " \t\r\n") || strings.ContainsAny(rest, "\r\n") {
 		return nil, fmt.Errorf("%s %q: not to be said in one line", verb, uri)
 	}
 	request := verb + " " + uri
-	if reason != "" {
-		request += " " + reason
+	if rest != "" {
+		request += " " + rest
 	}
 	for retries := 0; ; retries++ {
 		conn, kept, err := c.sideConn(ctx, s)

@@ -954,6 +954,9 @@ func (h *handle) WriteOut(int64, int64) error {
 
 func (h *handle) Prefetch(int64, int64) error { return h.op(OpRead, func() error { return nil }) }
 
+// Forget does nothing: what was read is not kept.
+func (h *handle) Forget(int64, int64) error { return nil }
+
 func (h *handle) Attr(name string) (value []byte, err error) {
 	err = h.op(OpAttr, func() error {
 		text, ok := h.n.attrs[name]
