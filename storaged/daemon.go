@@ -119,6 +119,7 @@ func New(o Options) (_ *Daemon, err error) {
 	d.usage = newUsage(d.docroot, o)
 	d.disks = newUtilisation(d.docroot, o)
 	bufs := new(buffers)
+	taken := newOrders(o.ClusterKeys, d.orderKinds(), o.Now, d.registry, o.Log)
 	relieve := func() {
 		for _, l := range d.listeners() {
 			l.closeIdle(idleOutOfFiles)
@@ -144,8 +145,11 @@ func New(o Options) (_ *Daemon, err error) {
 			return nil, err
 		}
 		*s.to = &server{
-			handler:  &plane{docroot: d.docroot, buffers: bufs, readOnly: s.readOnly},
+			handler:  &plane{docroot: d.docroot, buffers: bufs, orders: taken, readOnly: s.readOnly},
 			listener: l, buffers: bufs, meter: m, log: o.Log,
+		}
+		if !s.readOnly {
+			(*s.to).verbs = taken.words(isLoopback(l.Addr()))
 		}
 	}
 	if o.MgmtListen != "" {

@@ -22,9 +22,11 @@ type request struct {
 	path   string    // decoded, without query, host and scheme
 	length int64     // of the body in bytes; -1 where it is chunked, 0 where there is none
 	body   io.Reader // fails with errSlowBody, errMalformedBody or errBrokenBody
+	minor  int       // of the version, which is HTTP/1
+	local  bool      // no other machine can be behind it: listener and client are on loopback addresses
 
 	// The headers that matter, each with all of its values.
-	ranges, contentRange, contentMD5, modifiedSince []string
+	ranges, contentRange, contentMD5, modifiedSince, contentType, want []string
 	// trailerMD5 is the Content-MD5 of the trailer, once the body was read. It
 	// is nil where none was announced.
 	trailerMD5 func() []string
@@ -38,8 +40,13 @@ type answer struct {
 	modified     time.Time    // Last-Modified; zero for none
 	contentRange string       // Content-Range, or empty
 	acceptRanges bool         // the answer is a whole file
+	sum          *volume.Sum  // stored with the file, where it was wanted and there is one
 	file         *volume.File // the body is size bytes of it from off; nil where there is none
 	off          int64
 	text         []byte // the body, where file is nil
-	err          error  // why, for the log; nil where the answer says it all
+	// stream makes the body piece by piece: each Write is sent at once, the last
+	// piece is returned. It is nil where there is no such body. Its context ends
+	// when the client is gone.
+	stream func(ctx context.Context, w io.Writer) (last []byte)
+	err    error // why, for the log; nil where the answer says it all
 }

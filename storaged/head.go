@@ -22,9 +22,10 @@ type head struct {
 	path   string // decoded, without query, host and scheme
 	keep   bool   // the client would send another request on the connection
 	expect bool   // the client waits for "100 Continue" before it sends the body
+	minor  int    // of the version
 	length int64  // of the body in bytes; -1 where it is chunked, 0 where there is none
 
-	ranges, contentRange, contentMD5, modifiedSince []string
+	ranges, contentRange, contentMD5, modifiedSince, contentType, want []string
 
 	// sumFollows says that a Content-MD5 was announced for the trailer.
 	sumFollows bool
@@ -88,7 +89,7 @@ func parseHead(b []byte) (head, error) {
 		}
 		h.expect = h.length != 0
 	}
-	h.keep = !f.close && (minor > 0 || f.keepAlive)
+	h.minor, h.keep = minor, !f.close && (minor > 0 || f.keepAlive)
 	return h, nil
 }
 
@@ -219,6 +220,10 @@ func (h *head) field(f *framing, name, value []byte) error {
 		h.contentMD5 = append(h.contentMD5, string(value))
 	case "if-modified-since":
 		h.modifiedSince = append(h.modifiedSince, string(value))
+	case "content-type":
+		h.contentType = append(h.contentType, string(value))
+	case "mogile-want":
+		h.want = append(h.want, string(value))
 	}
 	return nil
 }

@@ -38,8 +38,12 @@ type Options struct {
 	Durability volume.Durability
 	// RequireMount refuses dev<N> folders that are not mount points.
 	RequireMount bool
-	// ClusterID is written in the identity of new devices. May be empty.
+	// ClusterID is written in the identity of new devices, and devices of another
+	// cluster are refused. May be empty.
 	ClusterID string
+	// ClusterKeys are the keys with which trackers sign their orders. Without
+	// any, orders are taken only on listeners on loopback addresses.
+	ClusterKeys [][]byte
 
 	// MaxConns bounds the open connections of each listener; default 10000. One
 	// more waits, and the others in the kernel's queue.

@@ -10,9 +10,11 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/storaged/volume"
 )
 
@@ -20,6 +22,7 @@ import (
 type plane struct {
 	docroot  *volume.Docroot
 	buffers  *buffers
+	orders   *orders
 	readOnly bool // GET and HEAD only
 }
 
@@ -28,6 +31,9 @@ var _ handler = (*plane)(nil)
 // serve answers as storage daemons of MogileFS 2.73 do; where they differ, as
 // trackers and clients need it.
 func (p *plane) serve(ctx context.Context, r *request) answer {
+	if name, ok := strings.CutPrefix(r.path, protocol.OrderPath); ok && r.method == http.MethodPost && !p.readOnly {
+		return p.orders.serve(r, name)
+	}
 	t, err := parseTarget(r.path)
 	switch {
 	case errors.Is(err, errBadPath):
@@ -93,6 +99,11 @@ func (p *plane) get(ctx context.Context, r *request, t target, isHead bool) answ
 		return failed(err)
 	}
 	a := ranged(r, f.Size(), f.ModTime())
+	if slices.Contains(r.want, wantSum) && a.status == http.StatusOK {
+		if sum, ok := f.Sum(); ok {
+			a.sum = &sum
+		}
+	}
 	if a.size == 0 { // nothing to send, or refused
 		if err := f.Close(); err != nil {
 			return failed(err)

@@ -27,9 +27,18 @@ const headerTimeout = 20 * time.Second
 // capabilityHeader is the header that names what this daemon can do.
 const capabilityHeader = "Mogile"
 
-// capabilities is the value of [capabilityHeader]: the version of its form,
-// then words. "md5" says that a PUT with a wrong Content-MD5 is refused.
-const capabilities = "1 md5"
+// capabilities are the beginning of the value of [capabilityHeader]: the version
+// of its form, then words. "md5" says that a PUT with a wrong Content-MD5 is
+// refused, "sum" that a GET tells the stored sum where that is wanted. The verbs
+// of the orders that are taken follow.
+const capabilities = "1 md5 sum"
+
+// Headers with which a client asks for the stored sum of a file ("sum"), and is
+// told it: length in bytes and CRC32C in hexadecimal.
+const (
+	wantSum   = "sum"
+	sumOfFile = "Mogile-Sum"
+)
 
 // bufferSize is how much of a file is in memory for one request, and more
 // than most files have.
@@ -67,6 +76,7 @@ const lingerTime = 5 * time.Second
 type server struct {
 	handler  handler
 	listener *listener
+	verbs    string // what is behind capabilities, with a blank before each word
 	buffers  *buffers
 	heads    sync.Pool // of *[maxHeader]byte, for large header blocks
 	meter    *meter
@@ -189,8 +199,10 @@ func (x *session) answer(ctx context.Context, h *head) bool {
 		return err
 	})
 	r := &request{
-		method: h.method, path: h.path, length: h.length, body: &x.body,
+		method: h.method, path: h.path, length: h.length, body: &x.body, minor: h.minor,
+		local:  isLoopback(x.listener.Addr()) && isLoopback(x.conn.RemoteAddr()),
 		ranges: h.ranges, contentRange: h.contentRange, contentMD5: h.contentMD5, modifiedSince: h.modifiedSince,
+		contentType: h.contentType, want: h.want,
 	}
 	if h.sumFollows && x.body.chunked {
 		r.trailerMD5 = func() []string { return x.body.trailer }
@@ -245,6 +257,9 @@ const maxAnswerHead = 1 << 10
 // send writes the answer, and says how much of its body went out. The error is
 // the client's; the disk's goes to the answer.
 func (x *session) send(ctx context.Context, isHead bool, a *answer) (int64, error) {
+	if a.stream != nil {
+		return x.stream(ctx, a)
+	}
 	if a.file == nil || isHead {
 		out := x.appendHead(x.out[:0], a)
 		if !isHead {
@@ -346,7 +361,10 @@ func (s *server) appendHead(b []byte, a *answer) []byte {
 	if !a.modified.IsZero() {
 		b = append(append(b, "\r\nLast-Modified: "...), lastModified(a.modified)...)
 	}
-	if a.status != http.StatusNotModified { // where it would be the file's
+	switch {
+	case a.stream != nil:
+		b = append(b, "\r\nTransfer-Encoding: chunked\r\nContent-Type: text/plain"...)
+	case a.status != http.StatusNotModified: // where it would be the file's
 		b = strconv.AppendInt(append(b, "\r\nContent-Length: "...), a.size, 10)
 		if a.status == http.StatusOK || a.status == http.StatusPartialContent {
 			b = append(b, "\r\nContent-Type: application/octet-stream"...)
@@ -360,12 +378,16 @@ func (s *server) appendHead(b []byte, a *answer) []byte {
 	if a.acceptRanges {
 		b = append(b, "\r\nAccept-Ranges: bytes"...)
 	}
+	if a.sum != nil {
+		b = fmt.Appendf(b, "\r\n%s: %d %08x", sumOfFile, a.sum.Length, a.sum.CRC32C)
+	}
 	if a.close {
 		b = append(b, "\r\nConnection: close"...)
 	} else {
 		b = append(b, "\r\nConnection: keep-alive"...)
 	}
-	return append(b, "\r\n"+capabilityHeader+": "+capabilities+"\r\n\r\n"...)
+	b = append(b, "\r\n"+capabilityHeader+": "+capabilities...)
+	return append(append(b, s.verbs...), "\r\n\r\n"...)
 }
 
 // lastModified is the form of a time in headers.

@@ -1,0 +1,6 @@
+package storaged
+
+// orderKinds are the orders that this daemon takes.
+func (d *Daemon) orderKinds() []order {
+	return []order{}
+}
