@@ -174,8 +174,13 @@ const EndOfTime = 1<<31 - 1
 // What names the kind of bytes in a row of copy_to_delete.
 type What string
 
-// Raw is an ordinary file, FID.fid.
-const Raw What = "fid"
+const (
+	// Raw is an ordinary file, FID.fid.
+	Raw What = "fid"
+	// Bad is an ordinary file whose content is not what it should be: its bytes
+	// are to be put aside, not deleted, where the storage daemon can.
+	Bad What = "bad"
+)
 
 // Job is one leased row of a queue. NextTry is the token of the lease: it is
 // the time at which the lease ends unless it is renewed, and the calls that

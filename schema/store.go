@@ -19,6 +19,7 @@ type Store interface {
 	Settings
 	Locks
 	Members
+	Upkeep
 
 	// Ping reports whether the database answers.
 	Ping(ctx context.Context) error
@@ -129,7 +130,7 @@ type Locations interface {
 	// file row exists (else ErrGone) and the fid's locations are exactly seen,
 	// in any order (else ErrStale); in both cases the copy on dev, unless dev is
 	// among the locations now, is entered in copy_to_delete in the same
-	// transaction, so that its bytes go. Success removes an entry for (fid, dev)
+	// transaction, so that its bytes go. Success removes entries for (fid, dev)
 	// from copy_to_delete, and counts devcount anew unless the setting
 	// skip_devcount is on.
 	AddLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
@@ -138,6 +139,10 @@ type Locations interface {
 	// locations are exactly seen, in any order; else it returns ErrStale and
 	// changes nothing. devcount is counted anew as for AddLocation.
 	DropLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
+	// DropBadLocation does the same for a copy whose content is bad, and enters
+	// it as [Bad], due at once. Where seen has no other device the error matches
+	// [ErrLastCopy], and nothing changes.
+	DropBadLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
 	// DeletedLocations forgets locations of a fid whose bytes are gone (or whose
 	// device is): the rows of file_on go, nothing is queued.
 	DeletedLocations(ctx context.Context, fid protocol.FID, devs []protocol.DevID) error

@@ -2,6 +2,12 @@ package schema
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/mogile/mogile/protocol"
@@ -23,10 +29,13 @@ type Upkeep interface {
 //	<sweep>_host                 set while the sweep runs
 //	<sweep>_highest_fid_checked  every fid up to here was claimed
 //	<sweep>_fid_at_end           the last fid to visit
-//	<sweep>_fids_checked         fids of the ranges that were finished
+//	<sweep>_fids_checked         files of the ranges that were finished
+//	<sweep>_bytes_checked        bytes of content that were read for them
 //	<sweep>_sum_evcount_<CODE>   events of the ranges that were finished
 //
-// Those of [SweepFsck] are MogileFS 2.73's.
+// Those of [SweepFsck] are MogileFS 2.73's, but for the bytes. Its events are
+// not those of ranges: [FsckLog.FoldFsckLog] counts them from the log, where
+// other trackers' and those of files checked later are too.
 type Sweep string
 
 // The sweeps.
@@ -34,6 +43,26 @@ const (
 	SweepFsck  Sweep = "fsck"
 	SweepScrub Sweep = "scrub"
 )
+
+// What follows are the names of a sweep's settings.
+
+// Host is that of the setting which is there while the sweep runs.
+func (s Sweep) Host() string { return string(s) + "_host" }
+
+// Position is that of the setting which says how far the sweep is claimed.
+func (s Sweep) Position() string { return string(s) + "_highest_fid_checked" }
+
+// End is that of the setting with the last fid to visit.
+func (s Sweep) End() string { return string(s) + "_fid_at_end" }
+
+// Checked is that of the setting which counts files.
+func (s Sweep) Checked() string { return string(s) + "_fids_checked" }
+
+// Bytes is that of the setting which counts bytes.
+func (s Sweep) Bytes() string { return string(s) + "_bytes_checked" }
+
+// Events is that of the setting which counts events of one code.
+func (s Sweep) Events(code string) string { return string(s) + "_sum_evcount_" + code }
 
 // Range is a leased run of fids, First to Last inclusive. Those between that
 // have no file row are skipped by whoever works on it. Until is the lease's
@@ -51,22 +80,28 @@ type Sweeps interface {
 	// one whose lease has ended before new ones. It reports false where there is
 	// nothing to claim: the sweep does not run, or all of it is claimed or
 	// finished. The range is on disk before the position is moved past it, so
-	// that a crash loses none.
+	// that a crash loses none. Leases end up to a tenth later than asked for, so
+	// that those of a crashed tracker do not all return at once. Where no file is
+	// left the position moves to the end; with it there and no ranges, the sweep
+	// is done. A range that begins where one is still held (the position was set
+	// back) takes its place.
 	ClaimRange(ctx context.Context, s Sweep, limit int, lease time.Duration) (Range, bool, error)
 	// RenewRange extends the lease; it reports false, and changes nothing, where
 	// it has been lost.
 	RenewRange(ctx context.Context, r Range, lease time.Duration) (Range, bool, error)
 	// FinishRange forgets a range that is still held and adds what was found to
-	// the sweep's counters, in one transaction. done of its files were checked,
-	// bytes of content read. It reports false, and changes nothing, where the
-	// lease has been lost.
+	// the sweep's counters, in one transaction; but for the events of
+	// [SweepFsck], which FoldFsckLog counts. It reports false, and changes
+	// nothing, where the lease has been lost.
 	FinishRange(ctx context.Context, r Range, t Tally) (bool, error)
 	// ReleaseRange gives a range back, to be claimed again at once.
 	ReleaseRange(ctx context.Context, r Range) error
 	// Ranges counts the ranges of the sweep that are claimed and not finished, and
 	// the files in them.
 	Ranges(ctx context.Context, s Sweep) (ranges, files int64, err error)
-	// ResetSweep forgets the sweep's ranges, those that are held too.
+	// ResetSweep forgets the sweep's ranges, those that are held too. Whoever
+	// sets the position back does it first: the other way round it could forget
+	// a range that was claimed from the new position.
 	ResetSweep(ctx context.Context, s Sweep) error
 	// FilesIn lists the files of a range ascending by fid, with their devices.
 	FilesIn(ctx context.Context, first, last protocol.FID, limit int) ([]LocatedFile, error)
@@ -111,7 +146,8 @@ type FsckLog interface {
 	ClearFsckLog(ctx context.Context) error
 	// FoldFsckLog adds rows above the setting fsck_logid_processed to the
 	// settings fsck_sum_evcount_<CODE> and moves it to the last of them, in one
-	// transaction that excludes others doing the same.
+	// transaction that excludes others doing the same. Rows beside which lower
+	// ones are still being written wait for the next time.
 	FoldFsckLog(ctx context.Context) error
 }
 
@@ -119,7 +155,8 @@ type FsckLog interface {
 type Reaper interface {
 	// Reap takes up to limit files off dev, lowest fids first, in one
 	// transaction: each that has a file row is queued for replication, due after
-	// a second (rows that are queued already stay), its location goes from
+	// a second (rows that are queued already stay, but lose their lease, whose
+	// worker may not know yet that the device is dead), its location goes from
 	// file_on, and its devcount is counted anew unless skip_devcount is on. It
 	// returns how many locations went; 0 means that the device is empty. A
 	// device that is not dead, by the database, is left alone, with ErrStale.
@@ -160,4 +197,83 @@ type SettingsChanger interface {
 	// ChangeSettings applies change in one transaction, or returns an error
 	// matching ErrStale and changes nothing where what it expects does not hold.
 	ChangeSettings(ctx context.Context, change SettingsChange) error
+}
+
+// Counters are what finishing a range of s adds to its settings.
+func (t Tally) Counters(s Sweep) map[string]int64 {
+	sums := map[string]int64{s.Checked(): t.Files}
+	if t.Bytes != 0 {
+		sums[s.Bytes()] = t.Bytes
+	}
+	if s != SweepFsck {
+		for code, n := range t.Events {
+			sums[s.Events(code)] = n
+		}
+	}
+	return sums
+}
+
+// AddToSetting adds n to a setting's value; one that is not a number of up to 18
+// digits counts as 0.
+func AddToSetting(value string, n int64) string {
+	digits := strings.TrimPrefix(value, "-")
+	was, err := strconv.ParseInt(value, 10, 64)
+	if err != nil || len(digits) > 18 || digits[0] == '+' {
+		was = 0
+	}
+	return strconv.FormatInt(was+n, 10)
+}
+
+// Holds reports whether settings are as expected.
+func (c SettingsChange) Holds(settings map[string]string) bool {
+	for field, want := range c.Expect {
+		if got, there := settings[field]; there != (want != nil) || there && got != *want {
+			return false
+		}
+	}
+	return true
+}
+
+// Fields are the settings that the change is about, in ascending order: that in
+// which their rows are locked.
+func (c SettingsChange) Fields() []string {
+	fields := slices.AppendSeq(slices.Collect(maps.Keys(c.Expect)), maps.Keys(c.Set))
+	slices.Sort(fields)
+	return slices.Compact(fields)
+}
+
+// Targets are the permitted destinations as file_to_queue.arg has them.
+func (m Move) Targets() string {
+	words := make([]string, len(m.To))
+	for i, dev := range m.To {
+		words[i] = dev.String()
+	}
+	return strings.Join(words, ",")
+}
+
+// eventCodeLength is the width of fsck_log.evcode.
+const eventCodeLength = 4
+
+// CheckFsckEvents returns an error where the log could not hold an event.
+func CheckFsckEvents(events []FsckEvent) error {
+	for _, e := range events {
+		plain := strings.IndexFunc(e.Code, func(r rune) bool { return r <= ' ' || r > '~' }) < 0
+		if len(e.Code) != eventCodeLength || !plain {
+			return fmt.Errorf("event %q of fid %d: its code must have %d characters", e.Code, e.FID, eventCodeLength)
+		}
+	}
+	return nil
+}
+
+// ErrLastCopy is matched where a bad copy is the only one that is recorded: it
+// stays, however bad.
+var ErrLastCopy = errors.New("it is the only copy")
+
+// CheckBad returns an error matching [ErrLastCopy] where seen has no device
+// beside dev.
+func CheckBad(fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error {
+	if slices.ContainsFunc(seen, func(d protocol.DevID) bool { return d != dev }) {
+		return nil
+	}
+	return fmt.Errorf("bad copy of fid %d on dev%d: %w", fid, dev, ErrLastCopy)
 }

@@ -35,7 +35,7 @@ const (
 	addLocation = `WITH was AS MATERIALIZED (SELECT EXISTS (SELECT FROM file WHERE fid = $2) AS there, ` + locations + ` AS devids),
 		fits AS MATERIALIZED (SELECT devids, NOT $3::int8 = ANY (devids) AS new FROM was WHERE there AND devids = $4::int8[]),
 		located AS (INSERT INTO file_on (fid, devid) SELECT $2, $3 FROM fits WHERE new ON CONFLICT DO NOTHING),
-		kept AS (DELETE FROM copy_to_delete WHERE fid = $2 AND devid = $3 AND what = 'fid' AND EXISTS (SELECT FROM fits)),
+		kept AS (DELETE FROM copy_to_delete WHERE fid = $2 AND devid = $3 AND what IN ('fid', 'bad') AND EXISTS (SELECT FROM fits)),
 		counted AS (UPDATE file SET devcount = cardinality(devids) + 1 FROM fits WHERE fid = $2 AND new AND ` + countDevices + `),
 		stray AS (INSERT INTO copy_to_delete (fid, devid, what, nexttry) SELECT $2, $3, 'fid', ` + now + ` FROM was
 			WHERE NOT EXISTS (SELECT FROM fits) AND NOT $3 = ANY (devids)` + copyDueAgain + `)
@@ -45,7 +45,8 @@ const (
 			WHERE devids = $4::int8[] AND $3::int8 = ANY (devids)),
 		gone AS (DELETE FROM file_on WHERE fid = $2 AND devid = $3 AND EXISTS (SELECT FROM fits)),
 		counted AS (UPDATE file SET devcount = cardinality(devids) - 1 FROM fits WHERE fid = $2 AND ` + countDevices + `),
-		queued AS (INSERT INTO copy_to_delete (fid, devid, what, nexttry) SELECT $2, $3, 'fid', ` + pathsForgotten + ` FROM fits` + copyDueAgain + `)
+		queued AS (INSERT INTO copy_to_delete (fid, devid, what, nexttry) SELECT $2, $3, $5::text,
+			CASE WHEN $5::text = 'bad' THEN ` + now + ` ELSE ` + pathsForgotten + ` END FROM fits` + copyDueAgain + `)
 		SELECT count(*) FROM fits`
 
 	deletedLocations = `WITH gone AS (DELETE FROM file_on WHERE fid = $1 AND devid = ANY ($2::int8[]) RETURNING devid)
@@ -78,12 +79,24 @@ func (s *Store) AddLocation(ctx context.Context, fid protocol.FID, dev protocol.
 
 // DropLocation takes a copy out of file_on and queues its deletion.
 func (s *Store) DropLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error {
+	return s.drop(ctx, fid, dev, seen, schema.Raw)
+}
+
+// DropBadLocation does the same for a copy that is bad, if it is not the last.
+func (s *Store) DropBadLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error {
+	if err := schema.CheckBad(fid, dev, seen); err != nil {
+		return err
+	}
+	return s.drop(ctx, fid, dev, seen, schema.Bad)
+}
+
+func (s *Store) drop(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID, what schema.What) error {
 	return s.do(ctx, fmt.Sprintf("drop fid %d on dev%d", fid, dev), func(ctx context.Context) error {
 		var fits int
 		err := s.pipeline(ctx, begin, func(b *pgx.Batch) {
 			b.Queue(durable)
 			b.Queue(lockFile, int64(fid))
-			b.Queue(dropLocation, s.offset(), int64(fid), int64(dev), devArray(seen)).QueryRow(func(row pgx.Row) error {
+			b.Queue(dropLocation, s.offset(), int64(fid), int64(dev), devArray(seen), string(what)).QueryRow(func(row pgx.Row) error {
 				return row.Scan(&fits)
 			})
 		})

@@ -19,7 +19,7 @@ var migrations embed.FS
 
 // ownVersion is the version of Mogile's own tables that this code needs and
 // makes, as stored in mogile_meta.
-const ownVersion = 1
+const ownVersion = 2
 
 // sealMigration is the file whose steps only sealed databases get.
 const sealMigration = "0006_seal.sql"
@@ -226,7 +226,7 @@ func (m *migrator) mayUnseal(ctx context.Context) error {
 		{"classes with a hash type other than MD5 and SHA-1", `SELECT EXISTS (SELECT FROM class WHERE hashtype > 2)`},
 		{"checksums other than MD5 and SHA-1", `SELECT EXISTS (SELECT FROM checksum WHERE hashtype > 2)`},
 		{"classes with the policy ErasureCode", `SELECT EXISTS (SELECT FROM class WHERE replpolicy LIKE '%ErasureCode%')`},
-		{"copies other than whole files that wait for their deletion", `SELECT EXISTS (SELECT FROM copy_to_delete WHERE what <> 'fid')`},
+		{"copies other than whole files that wait for their deletion", `SELECT EXISTS (SELECT FROM copy_to_delete WHERE what NOT IN ('fid', 'bad'))`},
 	} {
 		var used bool
 		if err := m.conn.QueryRow(ctx, use.sql).Scan(&used); err != nil {

@@ -426,7 +426,14 @@ func (s *Store) FileByKey(ctx context.Context, dmid schema.DMID, key string) (_ 
 // FilesByFID finds files by number; see [schema.FileFinder].
 func (s *Store) FilesByFID(ctx context.Context, fids []protocol.FID) (files []schema.LocatedFile, err error) {
 	defer wrap(&err, "find %d fids", len(fids))
-	err = s.read(ctx, "SELECT "+fileLocation+" FROM file f WHERE fid IN (SELECT value FROM json_each(?))", []any{jsonList(fids)}, func(rows *sql.Rows) error {
+	return s.locatedFiles(ctx, selectLocated+" WHERE fid IN (SELECT value FROM json_each(?))", jsonList(fids))
+}
+
+const selectLocated = "SELECT " + fileLocation + " FROM file f"
+
+// locatedFiles runs a query that begins with selectLocated.
+func (s *Store) locatedFiles(ctx context.Context, query string, args ...any) (files []schema.LocatedFile, err error) {
+	err = s.read(ctx, query, args, func(rows *sql.Rows) error {
 		var f schema.LocatedFile
 		var devs sql.NullString
 		err := rows.Scan(append(fileDest(&f.File), &devs)...)

@@ -82,6 +82,24 @@ func (s *Store) AddLocation(ctx context.Context, fid protocol.FID, dev protocol.
 // DropLocation takes a copy out of file_on; see [schema.Locations].
 func (s *Store) DropLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) (err error) {
 	defer wrap(&err, "drop fid %d from dev%d", fid, dev)
+	return s.drop(ctx, fid, dev, seen, func(t *tx) error {
+		return s.deleteLater(t, copyRow(fid, dev, schema.Raw))
+	})
+}
+
+// DropBadLocation takes a bad copy out of file_on; see [schema.Locations].
+func (s *Store) DropBadLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) (err error) {
+	defer wrap(&err, "drop bad fid %d from dev%d", fid, dev)
+	if err := schema.CheckBad(fid, dev, seen); err != nil {
+		return err
+	}
+	return s.drop(ctx, fid, dev, seen, func(t *tx) error {
+		return t.enqueue(copyRow(fid, dev, schema.Bad), s.now(), sql.NullInt64{})
+	})
+}
+
+// drop takes a copy out of file_on and has enqueue enter it in copy_to_delete.
+func (s *Store) drop(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID, enqueue func(*tx) error) error {
 	return change(ctx, s, func(t *tx) error {
 		devs, err := t.locations(fid)
 		if err != nil {
@@ -93,7 +111,7 @@ func (s *Store) DropLocation(ctx context.Context, fid protocol.FID, dev protocol
 		if err := t.deleteLocation(fid, dev); err != nil {
 			return err
 		}
-		if err := s.deleteLater(t, copyRow(fid, dev, schema.Raw)); err != nil {
+		if err := enqueue(t); err != nil {
 			return err
 		}
 		return t.countDevices(fid)

@@ -434,13 +434,16 @@ func (s *Store) Settings(ctx context.Context) (_ map[string]string, err error) {
 // SetSetting writes a setting; see [schema.Settings].
 func (s *Store) SetSetting(ctx context.Context, field string, value *string) (err error) {
 	defer wrap(&err, "set setting %s", field)
-	return change(ctx, s, func(t *tx) error {
-		if value == nil {
-			_, err := t.exec("DELETE FROM server_settings WHERE field = ?", field)
-			return err
-		}
-		return t.setSetting(field, *value)
-	})
+	return change(ctx, s, func(t *tx) error { return t.changeSetting(field, value) })
+}
+
+// changeSetting writes a setting; nil deletes it.
+func (t *tx) changeSetting(field string, value *string) error {
+	if value == nil {
+		_, err := t.exec("DELETE FROM server_settings WHERE field = ?", field)
+		return err
+	}
+	return t.setSetting(field, *value)
 }
 
 func (t *tx) setSetting(field, value string) error {

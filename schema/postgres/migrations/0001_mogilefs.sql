@@ -57,6 +57,7 @@ CREATE TABLE file_on (
 	PRIMARY KEY (fid, devid)
 );
 CREATE INDEX file_on_devid ON file_on (devid);
+CREATE INDEX file_on_devid_fid ON file_on (devid, fid);
 
 -- step: create table file_on_corrupt
 -- needed: to_regclass('file_on_corrupt') IS NULL

@@ -30,7 +30,9 @@ type Key struct {
 
 // Row is a row of a queue.
 type Row struct {
-	From      protocol.DevID
+	From      protocol.DevID // of QueueReplicate, and the source of QueueRebalance
+	What      schema.What    // of QueueCopyDelete; empty means schema.Raw
+	Arg       string         // of QueueRebalance
 	NextTry   int64
 	FailCount int
 }
@@ -52,6 +54,12 @@ type Store struct {
 	locks     map[string]bool
 	lost      chan struct{}
 	calls     map[string]int
+
+	settings map[string]string
+	status   map[protocol.DevID]string // of devices; alive where there is none
+	ranges   map[rangeKey]*schema.Range
+	log      []schema.FsckEvent
+	logged   int64 // the highest LogID given out
 }
 
 // NewStore is an empty namespace.
@@ -64,6 +72,9 @@ func NewStore() *Store {
 		locks:     make(map[string]bool),
 		lost:      make(chan struct{}),
 		calls:     make(map[string]int),
+		settings:  make(map[string]string),
+		status:    make(map[protocol.DevID]string),
+		ranges:    make(map[rangeKey]*schema.Range),
 	}
 }
 
@@ -214,8 +225,11 @@ func (s *Store) Claim(ctx context.Context, q schema.Queue, limit int, lease time
 		r := s.rows[k]
 		r.NextTry = now() + int64(lease/time.Second)
 		job := schema.Job{Queue: q, FID: k.FID, DevID: k.DevID, From: r.From, FailCount: r.FailCount, NextTry: r.NextTry}
-		if q == schema.QueueCopyDelete {
-			job.What = schema.Raw
+		switch q {
+		case schema.QueueCopyDelete:
+			job.What = cmp.Or(r.What, schema.Raw)
+		case schema.QueueRebalance:
+			job.DevID, job.From, job.Arg = r.From, 0, r.Arg
 		}
 		jobs = append(jobs, job)
 	}
@@ -223,7 +237,10 @@ func (s *Store) Claim(ctx context.Context, q schema.Queue, limit int, lease time
 }
 
 func (s *Store) held(j schema.Job) (Key, *Row) {
-	k := Key{j.Queue, j.FID, j.DevID}
+	k := Key{Queue: j.Queue, FID: j.FID}
+	if j.Queue == schema.QueueCopyDelete {
+		k.DevID = j.DevID
+	}
 	if r := s.rows[k]; r != nil && r.NextTry == j.NextTry {
 		return k, r
 	}
@@ -339,7 +356,8 @@ func (s *Store) AddLocation(ctx context.Context, fid protocol.FID, dev protocol.
 }
 
 func (s *Store) count(fid protocol.FID) {
-	if f, ok := s.files[fid]; ok {
+	skip := s.settings["skip_devcount"]
+	if f, ok := s.files[fid]; ok && (skip == "" || skip == "0") {
 		f.DevCount = len(s.locations[fid])
 		s.files[fid] = f
 	}
@@ -351,12 +369,28 @@ func (s *Store) DropLocation(ctx context.Context, fid protocol.FID, dev protocol
 		return err
 	}
 	defer s.mu.Unlock()
-	if !slices.Equal(s.locations[fid], sorted(seen)) {
+	return s.drop(fid, dev, seen, schema.Raw)
+}
+
+func (s *Store) drop(fid protocol.FID, dev protocol.DevID, seen []protocol.DevID, what schema.What) error {
+	if devs := s.locations[fid]; !slices.Equal(devs, sorted(seen)) || !slices.Contains(devs, dev) {
 		return fmt.Errorf("fid %d: %w", fid, schema.ErrStale)
 	}
 	s.remove(fid, dev)
-	s.rows[Key{schema.QueueCopyDelete, fid, dev}] = &Row{NextTry: now()}
+	s.rows[Key{schema.QueueCopyDelete, fid, dev}] = &Row{What: what, NextTry: now()}
 	return nil
+}
+
+// DropBadLocation is [schema.Locations.DropBadLocation].
+func (s *Store) DropBadLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error {
+	if err := s.begin(ctx, "DropBadLocation"); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	if err := schema.CheckBad(fid, dev, seen); err != nil {
+		return err
+	}
+	return s.drop(fid, dev, seen, schema.Bad)
 }
 
 func (s *Store) remove(fid protocol.FID, devs ...protocol.DevID) {
@@ -403,22 +437,22 @@ func (s *Store) PendingDeletions(ctx context.Context, fids []protocol.FID) (map[
 }
 
 // QueueCopyDeletion is [schema.Queues.QueueCopyDeletion].
-func (s *Store) QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, _ schema.What) error {
+func (s *Store) QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error {
 	if err := s.begin(ctx, "QueueCopyDeletion"); err != nil {
 		return err
 	}
 	defer s.mu.Unlock()
-	s.rows[Key{schema.QueueCopyDelete, fid, dev}] = &Row{NextTry: now()}
+	s.rows[Key{schema.QueueCopyDelete, fid, dev}] = &Row{What: what, NextTry: now()}
 	return nil
 }
 
 // AnnounceCopy is [schema.Queues.AnnounceCopy].
-func (s *Store) AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, _ schema.What, delay time.Duration) error {
+func (s *Store) AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What, delay time.Duration) error {
 	if err := s.begin(ctx, "AnnounceCopy"); err != nil {
 		return err
 	}
 	defer s.mu.Unlock()
-	s.rows[Key{schema.QueueCopyDelete, fid, dev}] = &Row{NextTry: now() + int64(delay/time.Second)}
+	s.rows[Key{schema.QueueCopyDelete, fid, dev}] = &Row{What: what, NextTry: now() + int64(delay/time.Second)}
 	return nil
 }
 
@@ -606,6 +640,9 @@ type Disks struct {
 	// set before use.
 	OnCopy   func(ctx context.Context, from, to protocol.DevID, fid protocol.FID) error
 	OnDelete func(ctx context.Context, dev protocol.DevID, fid protocol.FID) error
+	// OnDirect, where set, is called ahead of every direct copy, and decides
+	// whether it can be made. Where it is not set none can.
+	OnDirect func(ctx context.Context, from, to protocol.DevID, fid protocol.FID) error
 
 	mu      sync.Mutex
 	content map[protocol.DevID]map[protocol.FID]string
