@@ -35,27 +35,18 @@ type CheckStore interface {
 	LogFsck(ctx context.Context, events []schema.FsckEvent) error
 }
 
-// CheckStorage is all that a [Checker] asks of storage daemons; see [Daemons].
+// CheckStorage is all that a [Checker] asks of storage daemons; see
+// [storage.Client].
 type CheckStorage interface {
-	// Sizes are the lengths of files on one device, in the order of urls. Errors
-	// match storage.ErrMissing or storage.ErrUnreachable.
+	// Sizes is asked for files on one device at a time.
 	Sizes(ctx context.Context, urls []string) []storage.SizeAnswer
-	// Content reads a file of size bytes whole. Errors match storage.ErrMissing,
-	// [ErrUnreadable] or storage.ErrUnreachable.
-	Content(ctx context.Context, url string, size int64, t protocol.HashType) (Content, error)
+	Verify(ctx context.Context, url string, size int64, t protocol.HashType, reason string) (storage.Verified, error)
 }
 
-// Content is what reading a copy from its beginning to its end brought.
-type Content struct {
-	Sum protocol.Checksum
-	// The CRC32C that the storage daemon stored when it wrote the copy, and that
-	// of what it read now; nil where it stores none.
-	Stored, Computed *uint32
-}
+var _ CheckStorage = (*storage.Client)(nil)
 
-// ErrUnreadable is matched where a storage daemon has a file and cannot read
-// its content: a bad sector.
-var ErrUnreadable = errors.New("content cannot be read")
+// reason is what files are verified with: storage daemons give it low priority.
+const reason = "fsck"
 
 // CheckerOptions are a [Checker]'s settings. Store, Cluster, Storage and Fids
 // must be set.
@@ -400,17 +391,24 @@ func (b *batch) isGone(dev protocol.DevID) bool {
 
 // report tells of devices that did not answer, once for the batch.
 func (b *batch) report(ctx context.Context) {
-	snap := b.c.o.Cluster.Snapshot()
 	for dev, err := range b.away {
-		ip := ""
+		b.c.o.Log.Warn().Err(err).Uint32("devid", uint32(dev)).Msg("device cannot be asked, files on it are checked later")
+		b.notify(ctx, dev)
+	}
+}
+
+// notify sends MogileFS's message on a device that stalls a file.
+func (b *batch) notify(ctx context.Context, dev protocol.DevID) {
+	if b.c.o.Notify == nil {
+		return
+	}
+	ip := "unknown"
+	if snap := b.c.o.Cluster.Snapshot(); snap != nil {
 		if d := snap.Device(dev); d != nil && d.Host != nil {
 			ip = d.Host.IP
 		}
-		b.c.o.Log.Warn().Err(err).Uint32("devid", uint32(dev)).Str("host", ip).Msg("device cannot be asked, files on it are checked later")
-		if b.c.o.Notify != nil {
-			b.c.o.Notify(fmt.Sprintf("[fsck(%d)] Connectivity problem reaching device %d on host %s", work.WorkerID(ctx), dev, ip))
-		}
 	}
+	b.c.o.Notify(fmt.Sprintf("[fsck(%d)] Connectivity problem reaching device %d on host %s", work.WorkerID(ctx), dev, ip))
 }
 
 // observe asks the devices of files for the copies of which nothing is known
@@ -538,12 +536,12 @@ func (b *batch) measureSome(ctx context.Context, dev protocol.DevID, files []*in
 		return
 	}
 	for i, q := range files {
-		b.note(q, b.sized(dev, q, answers[i].Bytes, answers[i].Err))
+		b.note(q, b.sized(ctx, dev, q, answers[i].Bytes, answers[i].Err))
 	}
 }
 
 // sized is what the answer to a question for a copy's size means.
-func (b *batch) sized(dev protocol.DevID, q *inquiry, size int64, err error) observation {
+func (b *batch) sized(ctx context.Context, dev protocol.DevID, q *inquiry, size int64, err error) observation {
 	o := observation{dev: dev}
 	switch {
 	case err == nil && size == q.file.Length:
@@ -553,7 +551,7 @@ func (b *batch) sized(dev protocol.DevID, q *inquiry, size int64, err error) obs
 	case errors.Is(err, storage.ErrMissing):
 		o.state = missing
 	case errors.As(err, new(*storage.StatusError)): // it may answer for other files
-		b.trouble(dev, q.file.FID, err)
+		b.trouble(ctx, dev, q.file.FID, err)
 	default:
 		b.gone(dev, err)
 	}
@@ -561,14 +559,9 @@ func (b *batch) sized(dev protocol.DevID, q *inquiry, size int64, err error) obs
 }
 
 // trouble tells of a device that answers, but not for this file.
-func (b *batch) trouble(dev protocol.DevID, fid protocol.FID, err error) {
+func (b *batch) trouble(ctx context.Context, dev protocol.DevID, fid protocol.FID, err error) {
 	b.c.o.Log.Warn().Err(err).Uint64("fid", uint64(fid)).Uint32("devid", uint32(dev)).Msg("copy cannot be asked for, the file is checked later")
-	if b.c.o.Notify == nil {
-		return
-	}
-	if d := b.c.o.Cluster.Snapshot().Device(dev); d != nil && d.Host != nil {
-		b.c.o.Notify(fmt.Sprintf("[fsck] Connectivity problem reaching device %d on host %s", dev, d.Host.IP))
-	}
+	b.notify(ctx, dev)
 }
 
 // errWentAway is why reading a copy was broken off.
@@ -596,7 +589,7 @@ func (b *batch) read(ctx context.Context, dev protocol.DevID, q *inquiry) {
 		return
 	}
 	reading, stop := b.whileReadable(ctx, dev)
-	content, err := b.c.o.Storage.Content(reading, d.ReadURL(q.file.FID, cluster.Viewer{}), q.file.Length, q.digest)
+	content, err := b.c.o.Storage.Verify(reading, d.ReadURL(q.file.FID, cluster.Viewer{}), q.file.Length, q.digest, reason)
 	if err != nil && context.Cause(reading) == errWentAway {
 		err = errWentAway
 	}
@@ -604,25 +597,37 @@ func (b *batch) read(ctx context.Context, dev protocol.DevID, q *inquiry) {
 	if ctx.Err() != nil {
 		return
 	}
-	o := observation{dev: dev, state: intact, sum: content.Sum, stored: content.Stored, computed: content.Computed}
+	o := observation{dev: dev}
 	switch {
 	case err == nil:
+		o = verified(dev, q.file.Length, content)
 		b.mu.Lock()
 		b.tally.Bytes += q.file.Length
 		b.mu.Unlock()
 		b.c.metrics.bytes.Add(float64(q.file.Length))
 	case errors.Is(err, storage.ErrMissing):
-		o = observation{dev: dev, state: missing}
-	case errors.Is(err, ErrUnreadable):
-		o = observation{dev: dev, state: unreadable}
+		o.state = missing
 	case errors.As(err, new(*storage.StatusError)):
-		b.trouble(dev, q.file.FID, err)
-		o = observation{dev: dev}
+		b.trouble(ctx, dev, q.file.FID, err)
 	default:
 		b.gone(dev, err)
-		o = observation{dev: dev}
 	}
 	b.note(q, o)
+}
+
+// verified is what reading a copy that should have length bytes brought.
+func verified(dev protocol.DevID, length int64, v storage.Verified) observation {
+	o := observation{dev: dev, state: intact, sum: v.Digest}
+	switch {
+	case v.Unreadable:
+		return observation{dev: dev, state: unreadable}
+	case v.DigestOnly:
+	case v.Found.Length != length:
+		return observation{dev: dev, state: wrongSize}
+	default:
+		o.stored, o.computed = v.Stored, &v.Found
+	}
+	return o
 }
 
 // bandwidth waits until n bytes may be read.

@@ -85,11 +85,11 @@ const (
 type observation struct {
 	dev   protocol.DevID
 	state state
-	// Of an intact copy whose content was read: its digest, and the CRC32C that
-	// its storage daemon stored when it wrote the copy, and now computed. nil
-	// where it does not store any.
+	// Of an intact copy whose content was read: its digest; what its storage
+	// daemon noted when it wrote the copy, nil where there is no note; and what it
+	// found now, nil where a daemon of another make gave nothing but the digest.
 	sum              protocol.Checksum
-	stored, computed *uint32
+	stored, computed *protocol.ContentSum
 }
 
 // rotten reports whether the copy is not what its storage daemon once wrote.
@@ -224,7 +224,7 @@ func (v *verdict) byTestimony(e evidence, copies []observation) {
 	if e.row.IsZero() && (e.mode.Content || e.mode.named() != protocol.HashNone) {
 		code = CodeManySums
 	}
-	var notes []uint32
+	var notes []protocol.ContentSum
 	for _, o := range copies {
 		if o.stored != nil && !slices.Contains(notes, *o.stored) {
 			notes = append(notes, *o.stored)

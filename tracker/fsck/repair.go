@@ -12,7 +12,6 @@ import (
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/schema"
 	"github.com/mogile/mogile/tracker/cluster"
-	"github.com/mogile/mogile/tracker/storage"
 	"github.com/mogile/mogile/tracker/work"
 )
 
@@ -237,7 +236,7 @@ func (b *batch) lookOn(ctx context.Context, q *inquiry, devs []protocol.DevID) [
 			defer release()
 			answer := b.c.o.Storage.Sizes(ctx, []string{d.ReadURL(q.file.FID, cluster.Viewer{})})[0]
 			if ctx.Err() == nil {
-				found[i] = b.sized(dev, q, answer.Bytes, answer.Err)
+				found[i] = b.sized(ctx, dev, q, answer.Bytes, answer.Err)
 			}
 		})
 	}
@@ -323,6 +322,8 @@ func (b *batch) act(ctx context.Context, r *repair) error {
 		r.stalled = true
 	case errors.Is(err, schema.ErrGone):
 		// Deleted meanwhile; what was found will be deleted too.
+	case errors.Is(err, schema.ErrLastCopy):
+		// Then it stays.
 	case err != nil:
 		return fmt.Errorf("repair fid %d: %w", r.file.FID, err)
 	}
@@ -412,19 +413,4 @@ func (b *batch) recount(ctx context.Context, snap *cluster.Snapshot, fids []prot
 		events[i] = schema.FsckEvent{FID: fid, Code: CodeCount}
 	}
 	return b.log(ctx, events)
-}
-
-// Daemons are storage daemons of any make.
-type Daemons struct{ *storage.Client }
-
-var _ CheckStorage = Daemons{}
-
-// reason is what digests are asked for with: storage daemons give them low
-// priority.
-const reason = "fsck"
-
-// Content implements [CheckStorage].
-func (d Daemons) Content(ctx context.Context, url string, size int64, t protocol.HashType) (Content, error) {
-	sum, err := d.Digest(ctx, url, size, t, reason)
-	return Content{Sum: sum}, err
 }
