@@ -281,3 +281,44 @@ func FuzzParseClusterKeys(f *testing.F) {
 		}
 	})
 }
+
+func TestCopyOrder(t *testing.T) {
+	sum, err := protocol.ParseChecksum("MD5:5eb63bbbe01eeed093cb22bb8f5acdc3")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const from = "http://10.0.0.1:7500/dev1/0/000/000/0000000042.fid"
+	for _, want := range []protocol.CopyOrder{
+		{FID: 42, Dev: 7, From: from, Length: 11},
+		{FID: 42, Dev: 7, From: from, Length: 0, HashType: protocol.HashSHA1, Rate: 1 << 20},
+		{FID: protocol.MaxFID, Dev: 1<<24 - 1, From: from, Length: 1<<63 - 1, Want: sum},
+	} {
+		got, err := protocol.ParseCopyOrder(protocol.ParseArgs(want.Args().String()))
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Error(diff, err)
+		}
+	}
+	for _, change := range []protocol.Arg{
+		{Name: "fid", Value: "0"}, {Name: "fid", Value: ""}, {Name: "fid", Value: "9223372036854775808"}, {Name: "fid", Value: "042"}, {Name: "fid", Value: "+42"},
+		{Name: "devid", Value: "0"}, {Name: "devid", Value: "16777216"}, {Name: "devid", Value: "x"}, {Name: "length", Value: "-1"}, {Name: "length", Value: "1e3"},
+		{Name: "from", Value: ""}, {Name: "from", Value: "https://x/"}, {Name: "from", Value: "file:///etc/passwd"}, {Name: "from", Value: "http://" + strings.Repeat("x", 2048)},
+		{Name: "sum", Value: "MD5:00"}, {Name: "sum", Value: ""}, {Name: "hash", Value: "CRC"}, {Name: "rate", Value: "-1"}, {Name: "rate", Value: ""},
+	} {
+		a := protocol.CopyOrder{FID: 42, Dev: 7, From: from, Length: 11}.Args()
+		a.Set(change.Name, change.Value)
+		if c, err := protocol.ParseCopyOrder(a); !errors.Is(err, protocol.ErrBadOrder) {
+			t.Errorf("%v: %+v, %v", change, c, err)
+		}
+	}
+	for _, want := range []protocol.CopyReport{{}, {Length: 11, CRC32C: 0xc9, Digest: sum}, {Length: 1, Present: true}} {
+		got, err := protocol.ParseCopyReport(protocol.ParseArgs(want.Args().String()))
+		if diff := cmp.Diff(want, got); diff != "" || err != nil {
+			t.Error(diff, err)
+		}
+	}
+	for _, bad := range []string{"", "length=1", "length=-1&crc32c=00000000", "length=1&crc32c=0", "length=1&crc32c=00000000&sum=x"} {
+		if r, err := protocol.ParseCopyReport(protocol.ParseArgs(bad)); !errors.Is(err, protocol.ErrBadReply) {
+			t.Errorf("%q: %+v, %v", bad, r, err)
+		}
+	}
+}
