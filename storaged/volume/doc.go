@@ -37,8 +37,9 @@
 //
 // .mogile/device says which device this is ([Identity]). .mogile/tmp/<token>/
 // belongs to one running process, which holds a lock (flock) on it; what dead
-// processes left there is removed when the volume is opened. Names below
-// .mogile are refused to everybody else.
+// processes left there is removed when the volume is opened. .mogile/trash/<hour>/
+// has what [Volume.Trash] took out of service. Names below .mogile are refused
+// to everybody else.
 //
 // # Sick disks
 //

@@ -47,6 +47,9 @@ type Root interface {
 	Stat(name string) (Info, error)
 	// List lists the names in a directory in no order.
 	List(dir string) ([]string, error)
+	// OpenDir opens a directory to list it piece by piece; syscall.ENOTDIR if it
+	// is none.
+	OpenDir(dir string) (Dir, error)
 	// SyncDir flushes the entries of a directory.
 	SyncDir(dir string) error
 	// SyncFS flushes the whole filesystem that the tree is on, through one
@@ -58,6 +61,13 @@ type Root interface {
 	Lock(dir string) (io.Closer, error)
 	// Space says how full the filesystem is.
 	Space() (Space, error)
+	Close() error
+}
+
+// Dir is a directory that is being listed.
+type Dir interface {
+	// Next are up to n further names, in no order; io.EOF where there is none.
+	Next(n int) ([]string, error)
 	Close() error
 }
 

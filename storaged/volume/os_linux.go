@@ -251,6 +251,14 @@ func (r *osRoot) List(dir string) ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
+func (r *osRoot) OpenDir(dir string) (Dir, error) {
+	f, err := r.open(dir, os.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return nil, err
+	}
+	return osDir{f}, nil
+}
+
 func (r *osRoot) SyncDir(dir string) error {
 	f, err := r.open(dir, os.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {

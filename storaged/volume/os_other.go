@@ -100,6 +100,21 @@ func (r *osRoot) List(dir string) ([]string, error) {
 	return f.Readdirnames(-1)
 }
 
+func (r *osRoot) OpenDir(dir string) (Dir, error) {
+	f, err := r.Root.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && !info.IsDir() {
+		err = &fs.PathError{Op: "open", Path: dir, Err: syscall.ENOTDIR}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return osDir{f}, nil
+}
+
 func (r *osRoot) SyncDir(dir string) error {
 	if runtime.GOOS == "windows" {
 		return nil // folders cannot be flushed there; NTFS keeps a journal of its own

@@ -244,18 +244,23 @@ func (v *Volume) Remove(ctx context.Context, name string) error {
 			}
 		}
 		t.release()
-		for dir := parent(name); ; dir = parent(dir) {
-			e := v.flushNames(dir)
-			if errors.Is(e, fs.ErrNotExist) && dir != "." {
-				continue // somebody removed the empty directory: that has to last now
-			}
-			if e != nil {
-				return struct{}{}, e
-			}
-			return struct{}{}, err
+		if e := v.flushGone(name); e != nil {
+			return struct{}{}, e
 		}
+		return struct{}{}, err
 	}, nil, unlock)
 	return wrap("remove", v.id, name, err)
+}
+
+// flushGone makes it last that name is gone. The caller holds no slot.
+func (v *Volume) flushGone(name string) error {
+	for dir := parent(name); ; dir = parent(dir) {
+		err := v.flushNames(dir)
+		if errors.Is(err, fs.ErrNotExist) && dir != "." {
+			continue // somebody removed the empty directory: that has to last now
+		}
+		return err
+	}
 }
 
 // close lets in no further operation, and lets go of the folder when those that

@@ -775,6 +775,32 @@ func (r *root) List(dir string) (names []string, err error) {
 	return names, err
 }
 
+func (r *root) OpenDir(dir string) (volume.Dir, error) {
+	names, err := r.List(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &listing{root: root{r.d, r.n, path.Join(r.path, dir)}, names: names}, nil
+}
+
+// listing implements volume.Dir: the names as they were when it was opened.
+type listing struct {
+	root
+	names []string
+}
+
+func (l *listing) Next(n int) (names []string, err error) {
+	err = l.do(OpList, "", func() error {
+		n = min(n, len(l.names))
+		names, l.names = l.names[:n], l.names[n:]
+		return nil
+	})
+	if err == nil && len(names) == 0 {
+		err = io.EOF
+	}
+	return names, err
+}
+
 func (r *root) SyncDir(dir string) error {
 	var n *node
 	err := r.do(OpSyncDir, dir, func() (err error) {
