@@ -607,12 +607,25 @@ func (b *batch) read(ctx context.Context, dev protocol.DevID, q *inquiry) {
 		b.c.metrics.bytes.Add(float64(q.file.Length))
 	case errors.Is(err, storage.ErrMissing):
 		o.state = missing
-	case errors.As(err, new(*storage.StatusError)):
+	case b.answers(ctx, d, q.file.FID, err):
 		b.trouble(ctx, dev, q.file.FID, err)
 	default:
 		b.gone(dev, err)
 	}
 	b.note(q, o)
+}
+
+// answers reports whether a device that failed with err to read a file at least
+// answers: then it is about the file, and others are still asked for.
+func (b *batch) answers(ctx context.Context, d *cluster.Device, fid protocol.FID, err error) bool {
+	if errors.As(err, new(*storage.StatusError)) {
+		return true
+	}
+	if errors.Is(err, errWentAway) {
+		return false
+	}
+	err = b.c.o.Storage.Sizes(ctx, []string{d.ReadURL(fid, cluster.Viewer{})})[0].Err
+	return err == nil || errors.Is(err, storage.ErrMissing)
 }
 
 // verified is what reading a copy that should have length bytes brought.
