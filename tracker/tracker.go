@@ -73,6 +73,14 @@ type Options struct {
 	ReplUseGetPort  bool          // replicate from the hosts' get port
 	TempfileAge     time.Duration // age at which an upload that nobody closed is given up; 0 means 1 h
 
+	// ClusterKey signs what this tracker orders storage daemons to do. Without
+	// it orders go to loopback addresses only, and what needs them elsewhere is
+	// not done: copies go through the tracker.
+	ClusterKey []byte
+	// ClusterID is the cluster that the devices bear the name of; empty means that
+	// it is not known.
+	ClusterID string
+
 	MonitorInterval   time.Duration // between looks at the devices; 0 means 2.5 s
 	RefreshInterval   time.Duration // between reads of the cluster from the database; 0 means 4 s
 	TestWriteInterval time.Duration // between test writes to a device; 0 means 15 s

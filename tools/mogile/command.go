@@ -56,7 +56,7 @@ func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			return runMogstored(ctx, d, args, stdin, stdout, stderr)
 		}
 	}
-	commands := []*cli.Command{devCommand(), trackerCommand(), storagedCommand(nil), automountCommand(), migrateCommand(), tools.Command()}
+	commands := []*cli.Command{devCommand(), trackerCommand(), storagedCommand(nil), automountCommand(), migrateCommand(), keyCommand(), tools.Command()}
 	if len(args) > 1 && args[1] == tools.CompletionRequest {
 		return tools.Complete(ctx, &cli.Command{Name: "mogile", Subcommands: commands}, args[2:], stdout)
 	}

@@ -33,6 +33,7 @@ const (
 	devReadyWithin = 30 * time.Second
 	maxDevHosts    = 200
 	maxDevDevices  = 100
+	devKeyFile     = "cluster.key" // below --dir
 )
 
 // devClasses are the classes of the domain of [devCommand].
@@ -200,6 +201,10 @@ func (o devOptions) run(ctx context.Context, stdout io.Writer, profiles bool) (e
 	if err := os.MkdirAll(o.dir, 0o777); err != nil {
 		return err
 	}
+	keys, err := makeClusterKeys(filepath.Join(o.dir, devKeyFile))
+	if err != nil {
+		return err
+	}
 	statusListener, err := listenStatus(o.status)
 	if err != nil {
 		return inUse(err, "--status-listen")
@@ -226,12 +231,14 @@ func (o devOptions) run(ctx context.Context, stdout io.Writer, profiles bool) (e
 	g, ctx := errgroup.WithContext(ctx)
 	for i, addr := range o.hosts {
 		d, err := storaged.New(storaged.Options{
-			Docroot:    o.docroot(i),
-			HTTPListen: net.JoinHostPort(addr.String(), strconv.Itoa(o.storagePort)),
-			MgmtListen: net.JoinHostPort(addr.String(), strconv.Itoa(o.storagePort+1)),
-			Trackers:   []string{o.listen},
-			Durability: o.durability,
-			Log:        o.log.With().Str("host", devHostName(i)).Logger(),
+			Docroot:     o.docroot(i),
+			HTTPListen:  net.JoinHostPort(addr.String(), strconv.Itoa(o.storagePort)),
+			MgmtListen:  net.JoinHostPort(addr.String(), strconv.Itoa(o.storagePort+1)),
+			Trackers:    []string{o.listen},
+			Durability:  o.durability,
+			ClusterID:   keys.ClusterID(),
+			ClusterKeys: keys.Keys,
+			Log:         o.log.With().Str("host", devHostName(i)).Logger(),
 		})
 		if err != nil {
 			return errors.Join(inUse(err, "--storage-port"), stopGroup(g))
@@ -244,6 +251,8 @@ func (o devOptions) run(ctx context.Context, stdout io.Writer, profiles bool) (e
 		Name:            "dev",
 		Version:         Version(),
 		StorageMgmtPort: o.storagePort + 1,
+		ClusterKey:      keys.Signing(),
+		ClusterID:       keys.ClusterID(),
 		Watchers:        o.watchers,
 		Log:             o.log,
 	})

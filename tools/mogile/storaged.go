@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -64,7 +65,7 @@ func storagedCommand(host *storageHost) *cli.Command {
 	return &cli.Command{
 		Name:   "storaged",
 		Usage:  "serve the files of this host's devices",
-		Flags:  append(append(flags, statusFlags()...), logFlags("info")...),
+		Flags:  slices.Concat(flags, clusterFlags(), statusFlags(), logFlags("info")),
 		Action: func(c *cli.Context) error { return runStoraged(c, host) },
 	}
 }
@@ -225,6 +226,10 @@ func (h *storageHost) serve(ctx context.Context, c *cli.Context, self process.Pr
 	if err != nil {
 		return err
 	}
+	keys, clusterID, err := clusterOf(c)
+	if err != nil {
+		return err
+	}
 	if len(h.services) > 1 && c.String("status-listen") != "" {
 		return usage("--status-listen %s: it shows one docroot; leave it out, or start a daemon for each", c.String("status-listen"))
 	}
@@ -257,6 +262,8 @@ func (h *storageHost) serve(ctx context.Context, c *cli.Context, self process.Pr
 			Trackers:       c.StringSlice("trackers"),
 			Durability:     durability,
 			RequireMount:   c.Bool("require-mount"),
+			ClusterID:      clusterID,
+			ClusterKeys:    keys.Keys,
 			MaxConns:       s.MaxConns,
 			UsageInterval:  c.Duration("usage-interval"),
 			DrainTimeout:   c.Duration("drain-timeout"),
@@ -276,6 +283,7 @@ func (h *storageHost) serve(ctx context.Context, c *cli.Context, self process.Pr
 		log.Info().Str("docroot", h.services[i].Docroot).Stringer("http", d.HTTPAddr()).Stringer("mgmt", d.MgmtAddr()).
 			Str("durability", durability.String()).Str("version", Version()).Msg("storage daemon starts")
 	}
+	noteWithoutKey(log, keys)
 	for _, w := range h.warnings {
 		log.Warn().Str("setting", w).Msg("configuration")
 	}

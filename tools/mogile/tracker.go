@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -46,7 +47,7 @@ func trackerCommand(warnings ...string) *cli.Command {
 	return &cli.Command{
 		Name:   "tracker",
 		Usage:  "answer clients, choose devices, and keep files at their policy",
-		Flags:  append(append(flags, statusFlags()...), logFlags("info")...),
+		Flags:  slices.Concat(flags, clusterFlags(), statusFlags(), logFlags("info")),
 		Action: func(c *cli.Context) error { return runTracker(c, warnings) },
 	}
 }
@@ -118,6 +119,10 @@ func serveTracker(ctx context.Context, c *cli.Context, syslog *process.Syslog, w
 	if err != nil {
 		return err
 	}
+	keys, clusterID, err := clusterOf(c)
+	if err != nil {
+		return err
+	}
 	dbo.Log, dbo.AnyVersion = log, c.Bool("no-schema-check")
 	pidfile, err := process.WritePidfile(c.String("pidfile"))
 	if err != nil {
@@ -153,6 +158,8 @@ func serveTracker(ctx context.Context, c *cli.Context, syslog *process.Syslog, w
 		ReplUseGetPort:     c.Bool("repl-use-get-port"),
 		TempfileAge:        c.Duration("tempfile-age"),
 		MaxConns:           c.Int("max-conns"),
+		ClusterKey:         keys.Signing(),
+		ClusterID:          clusterID,
 		Watchers:           watchers,
 		Log:                log,
 	})
@@ -160,6 +167,7 @@ func serveTracker(ctx context.Context, c *cli.Context, syslog *process.Syslog, w
 		return err
 	}
 	log.Info().Str("dsn", dsnForLog(dbo)).Stringer("listen", t.Addrs()[0]).Str("version", Version()).Msg("tracker starts")
+	noteWithoutKey(log, keys)
 	for _, w := range warnings {
 		log.Warn().Str("setting", w).Msg("configuration")
 	}

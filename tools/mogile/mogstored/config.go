@@ -450,6 +450,7 @@ func Help(d Daemon) string {
   ` + config + `
 
 Flags of mogile storaged beside these: --durability, --require-mount, --usage-interval,
---drain-timeout, --status-listen, --pprof, --log-level, --log-format. See mogile storaged --help.
+--drain-timeout, --status-listen, --pprof, --log-level, --log-format, --cluster-key-file,
+--cluster-id. See mogile storaged --help.
 `
 }

@@ -182,7 +182,7 @@ func TestParseErrors(t *testing.T) {
 		wants  []string
 	}{
 		{Mogstored, "--config=/c", "docroot /x\nhttplisten = 99999\nhtttplisten = 7500\nmaxconns = many\ndaemonize = maybe\nserver = thttpd\npidfile =\n",
-			[]string{`/c:1: "docroot /x": a line is "key = value"`, "/c:2: httplisten \"99999\": use port", `/c:3: unknown key "htttplisten"`, "use one of daemonize, docroot",
+			[]string{`/c:1: "docroot /x": a line is "key = value"`, "/c:2: httplisten \"99999\": use port", `/c:3: unknown key "htttplisten"`, "use one of cluster-id, cluster-key-file, daemonize, docroot",
 				"/c:4: maxconns \"many\"", "/c:5: daemonize \"maybe\": use 1 or 0", "/c:6: server \"thttpd\"", "/c:7: pidfile has no value"}},
 		{Mogstored, "--config=/none", "", []string{"/none", "--skipconfig"}},
 		{Mogstored, "--config=/c --config=/c", "", []string{"twice"}},

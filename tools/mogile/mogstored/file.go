@@ -64,6 +64,9 @@ func options() map[string]option {
 		"pprof":          {kind: boolean, own: true},
 		"log-level":      {own: true},
 		"log-format":     {own: true},
+
+		"cluster-key-file": {own: true},
+		"cluster-id":       {own: true},
 	}
 }
 
