@@ -41,8 +41,6 @@ var (
 )
 
 const (
-	lockSweep = `SELECT field, value FROM server_settings WHERE field = ANY ($1::text[]) AND value IS NOT NULL ORDER BY field FOR UPDATE`
-
 	nextFiles = `SELECT count(*), coalesce(max(fid), 0)::int8 FROM
 		(SELECT fid FROM file WHERE fid > $1::int8 AND fid <= $2::int8 ORDER BY fid LIMIT $3) f`
 
@@ -117,20 +115,18 @@ func (s *Store) ClaimRange(ctx context.Context, w schema.Sweep, limit int, lease
 }
 
 // claimNext leases files above the position. Claims of all trackers pass here
-// one by one: the row of the setting that says that the sweep runs is locked.
+// one by one: the sweep's settings are locked.
 func (s *Store) claimNext(ctx context.Context, tx pgx.Tx, w schema.Sweep, limit int, lease time.Duration) (schema.Range, bool, error) {
 	r := schema.Range{Sweep: w}
-	settings := make(map[string]string)
-	rows, err := tx.Query(ctx, lockSweep, sweepSettings(w))
-	if err == nil {
-		err = scanSettings(rows, settings)
-	}
+	fields := sweepSettings(w)
+	settings, err := lockSettings(ctx, tx, fields)
 	if err != nil {
 		return r, false, err
 	}
 	position, end := fidSetting(settings[w.Position()]), fidSetting(settings[w.End()])
 	if settings[w.Host()] == "" || position >= end {
-		return r, false, nil
+		_, err := tx.Exec(ctx, dropUnset, fields)
+		return r, false, err
 	}
 	var last int64
 	if err := tx.QueryRow(ctx, nextFiles, position, end, limit).Scan(&r.Files, &last); err != nil {
