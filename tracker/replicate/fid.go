@@ -60,19 +60,33 @@ type round struct {
 	failedSources []protocol.DevID
 	failedDests   []protocol.DevID
 	sizes         map[protocol.DevID]bool // whether a copy was found to have the right size
+	judged        []protocol.DevID        // the locations that were found too few intact to drop one, by a move
 	copied        int
 	dropped       int
+	wait          time.Duration // under busy: when to try again
 }
 
 // errGone is the end of a round whose file is deleted meanwhile.
 var errGone = errors.New("the file is gone")
 
-// replicate does all that can be done for the job's fid now. It also returns
-// how many failures the row should count as its own so far.
-func (w *Worker) replicate(ctx context.Context, id int, rng *rand.Rand, job schema.Job) (outcome, int, error) {
+// end is how work on a fid ended.
+type end struct {
+	outcome outcome
+	retries int           // failures that its row should count as its own so far
+	wait    time.Duration // under busy: when to try again
+}
+
+// replicate does all that can be done for the job's fid now.
+func (w *Worker) replicate(ctx context.Context, id int, rng *rand.Rand, job schema.Job) (end, error) {
+	return w.locked(ctx, id, rng, job, (*round).run)
+}
+
+// locked does something about the job's fid under its lock, unless somebody else
+// has that.
+func (w *Worker) locked(ctx context.Context, id int, rng *rand.Rand, job schema.Job, do func(*round, context.Context) (outcome, error)) (end, error) {
 	held, err := w.o.Fids.TryLock(ctx, job.FID)
 	if err != nil {
-		return orInterrupted(ctx, failed), job.FailCount, err
+		return end{outcome: orInterrupted(ctx, failed), retries: job.FailCount}, err
 	}
 	defer func() {
 		if err := held.Release(ctx); errors.Is(err, schema.ErrUnavailable) {
@@ -82,7 +96,7 @@ func (w *Worker) replicate(ctx context.Context, id int, rng *rand.Rand, job sche
 		}
 	}()
 	if !held.Has(job.FID) {
-		return locked, job.FailCount, nil
+		return end{outcome: locked, retries: job.FailCount}, nil
 	}
 	ctx, cancel := held.Context(ctx)
 	defer cancel()
@@ -92,7 +106,7 @@ func (w *Worker) replicate(ctx context.Context, id int, rng *rand.Rand, job sche
 		sizes:     make(map[protocol.DevID]bool),
 		announced: make(map[protocol.DevID]time.Time),
 	}
-	result, err := r.run(ctx)
+	result, err := do(r, ctx)
 	r.retract(ctx)
 	if errors.Is(err, errGone) {
 		result, err = noFID, nil
@@ -100,11 +114,11 @@ func (w *Worker) replicate(ctx context.Context, id int, rng *rand.Rand, job sche
 	if err != nil {
 		result = orInterrupted(ctx, failed)
 	}
-	retries := job.FailCount
+	e := end{outcome: result, retries: job.FailCount, wait: r.wait}
 	if result == tooHappy && r.dropped > 0 {
-		retries = 0
+		e.retries = 0
 	}
-	return result, retries, err
+	return e, err
 }
 
 func orInterrupted(ctx context.Context, result outcome) outcome {
@@ -127,7 +141,7 @@ func (r *round) run(ctx context.Context) (outcome, error) {
 	if err := r.look(); err != nil {
 		return "", err
 	}
-	if r.source() == nil { // whatever the policy would say: MogileFS 2.73 looks for sources first
+	if len(r.sources()) == 0 { // whatever the policy would say: MogileFS 2.73 looks for sources first
 		return r.sourceDown(), nil
 	}
 	for {
@@ -155,12 +169,13 @@ func (r *round) run(ctx context.Context) (outcome, error) {
 				return tooHappy, nil
 			}
 		case placement.Copy:
-			src := r.source()
-			if src == nil {
-				return r.sourceDown(), nil
+			to := plan.Ideal
+			if len(to) == 0 {
+				to = plan.Desperate
 			}
-			if err := r.copy(ctx, src, plan.Target()); err != nil {
-				return "", err
+			result, err := r.copyToOne(ctx, to)
+			if err != nil || result != "" {
+				return result, err
 			}
 		default:
 			r.report(noSuggestion,
@@ -171,15 +186,18 @@ func (r *round) run(ctx context.Context) (outcome, error) {
 }
 
 // ask is the policy's answer to what is known now.
-func (r *round) ask() placement.Plan {
-	return r.policy.Decide(placement.Question{
+func (r *round) ask() placement.Plan { return r.policy.Decide(r.question()) }
+
+// question is what is known now.
+func (r *round) question() placement.Question {
+	return placement.Question{
 		On:          r.on,
 		Devices:     r.snap.DeviceList,
 		Skip:        slices.Concat(r.failedDests, r.pending),
 		MinDevCount: r.class.MinDevCount,
 		MinFreeMB:   r.w.o.MinFreeMB,
 		Rand:        r.rng,
-	})
+	}
 }
 
 func (r *round) sourceDown() outcome {
@@ -260,26 +278,72 @@ func (r *round) look() error {
 	return nil
 }
 
-// source is the copy to read: the one that the job names if it can be, else by
-// chance, idle devices preferred. nil where none is left.
-func (r *round) source() *cluster.Device {
+// sources are the copies that can be read, best first: the one that the job
+// names, then by chance, idle devices preferred.
+func (r *round) sources() []*cluster.Device {
 	var able []*cluster.Device
 	for _, p := range r.on {
-		if !p.Readable || slices.Contains(r.failedSources, p.Device.ID) {
-			continue
+		if p.Readable && !slices.Contains(r.failedSources, p.Device.ID) {
+			able = append(able, p.Device)
 		}
-		if p.Device.ID == r.job.From {
-			return p.Device
+	}
+	order := placement.ReadOrder(able, r.rng)
+	for _, d := range able {
+		if !slices.Contains(order, d) { // of negative weight
+			order = append(order, d)
 		}
-		able = append(able, p.Device)
 	}
-	if order := placement.ReadOrder(able, r.rng); len(order) > 0 {
-		return order[0]
+	slices.SortStableFunc(order, func(a, b *cluster.Device) int {
+		switch r.job.From {
+		case a.ID:
+			return -1
+		case b.ID:
+			return 1
+		}
+		return 0
+	})
+	return order
+}
+
+// copyToOne makes a copy on the first of devs that has room for one more, from
+// any source that has. It returns an outcome where there is nothing more to do.
+func (r *round) copyToOne(ctx context.Context, devs []*cluster.Device) (outcome, error) {
+	if len(r.sources()) == 0 {
+		return r.sourceDown(), nil
 	}
-	if len(able) > 0 { // all of negative weight
-		return able[r.rng.IntN(len(able))]
+	dst, leave := r.use(devs)
+	if dst == nil {
+		return busy, nil
 	}
-	return nil
+	defer leave()
+	return r.copyTo(ctx, dst)
+}
+
+// copyTo makes a copy on dst from any source that is not used to its limit. It
+// returns an outcome where there is none.
+func (r *round) copyTo(ctx context.Context, dst *cluster.Device) (outcome, error) {
+	from := r.sources()
+	if len(from) == 0 {
+		return sourceDown, nil
+	}
+	src, leave := r.use(from)
+	if src == nil {
+		return busy, nil
+	}
+	defer leave()
+	return "", r.copy(ctx, src, dst)
+}
+
+// use takes the first of devs that is not used to its limit, until leave is
+// called. Where all are it stands in line at the first.
+func (r *round) use(devs []*cluster.Device) (d *cluster.Device, leave func()) {
+	for _, d := range devs {
+		if leave, ok := r.w.devices.TryAcquire(d.ID); ok {
+			return d, leave
+		}
+	}
+	r.wait = r.w.devices.Line(devs[0].ID)
+	return nil, nil
 }
 
 // copy makes one copy and records it. A failure of either device is remembered,
@@ -296,7 +360,7 @@ func (r *round) copy(ctx context.Context, src, dst *cluster.Device) error {
 	began := time.Now()
 	// After the last piece the copy is digested: on its device, or here.
 	digesting := time.Duration(2 * float64(r.file.Length) / digestSpeed * float64(time.Second))
-	sum, err := r.w.o.Storage.Copy(ctx, storage.Copy{
+	sum, how, err := r.w.transfer(ctx, dst, storage.Copy{
 		From:     from,
 		To:       dst.WriteURL(fid, cluster.Viewer{}),
 		Length:   r.file.Length,
@@ -326,11 +390,30 @@ func (r *round) copy(ctx context.Context, src, dst *cluster.Device) error {
 	}
 	r.copied++
 	r.w.metrics.copies.WithLabelValues("ok").Inc()
-	r.w.metrics.bytes.Add(float64(r.file.Length))
+	r.w.metrics.bytes.WithLabelValues(how).Add(float64(r.file.Length))
 	r.w.metrics.seconds.Observe(time.Since(began).Seconds())
 	r.log.Debug().Uint32("from", uint32(src.ID)).Uint32("devid", uint32(dst.ID)).Int64("bytes", r.file.Length).
-		Dur("took", time.Since(began)).Msg("copied")
+		Str("how", how).Dur("took", time.Since(began)).Msg("copied")
 	return nil
+}
+
+// How a copy was made, as the metrics name it.
+const (
+	direct   = "direct"   // from device to device: its bytes cross the network once
+	streamed = "streamed" // through this tracker: twice
+)
+
+// transfer has the destination fetch the file where it can do so, else copies it
+// through this tracker.
+func (w *Worker) transfer(ctx context.Context, dst *cluster.Device, c storage.Copy) (sum protocol.Checksum, how string, err error) {
+	if dst.Host.Capabilities.Has(storage.CapabilityCopy) {
+		sum, err = w.o.Storage.CopyDirect(ctx, c)
+		if !errors.Is(err, storage.ErrNotDirect) {
+			return sum, direct, err
+		}
+	}
+	sum, err = w.o.Storage.Copy(ctx, c)
+	return sum, streamed, err
 }
 
 // prepare reads the checksum to compare with before the first copy, and
@@ -465,26 +548,40 @@ func (r *round) intact(ctx context.Context, d *cluster.Device, keep int) (bool, 
 		if found == keep {
 			break
 		}
-		if p.Device.ID == d.ID || !p.Readable {
+		if p.Device.ID == d.ID {
 			continue
 		}
-		right, looked := r.sizes[p.Device.ID]
-		if !looked {
-			work.Alive(ctx)
-			size, err := r.w.o.Storage.Size(ctx, p.Device.ReadURL(r.file.FID, cluster.Viewer{}))
-			if ctx.Err() != nil {
-				return false, context.Cause(ctx)
-			}
-			right = err == nil && size == r.file.Length
-			if !right {
-				r.log.Warn().Err(err).Uint32("devid", uint32(p.Device.ID)).Int64("bytes", size).Int64("want", r.file.Length).
-					Msg("copy is not intact, surplus copies stay")
-			}
-			r.sizes[p.Device.ID] = right
+		right, err := r.rightSize(ctx, p)
+		if err != nil {
+			return false, err
 		}
 		if right {
 			found++
 		}
 	}
 	return found >= keep, nil
+}
+
+// rightSize reports whether a copy can be read and has the file's length. An
+// error is the end of ctx.
+func (r *round) rightSize(ctx context.Context, p placement.Placement) (bool, error) {
+	if !p.Readable {
+		return false, nil
+	}
+	right, looked := r.sizes[p.Device.ID]
+	if looked {
+		return right, nil
+	}
+	work.Alive(ctx)
+	size, err := r.w.o.Storage.Size(ctx, p.Device.ReadURL(r.file.FID, cluster.Viewer{}))
+	if ctx.Err() != nil {
+		return false, context.Cause(ctx)
+	}
+	right = err == nil && size == r.file.Length
+	if !right {
+		r.log.Warn().Err(err).Uint32("devid", uint32(p.Device.ID)).Int64("bytes", size).Int64("want", r.file.Length).
+			Msg("copy is not intact, surplus copies stay")
+	}
+	r.sizes[p.Device.ID] = right
+	return right, nil
 }

@@ -14,6 +14,17 @@
 //     those that the decision was made on.
 //   - A surplus copy is dropped only while as many others as the class wants can
 //     be read and have the right size; its row goes first, its bytes later.
+//
+// A move, which is a row of file_to_queue for rebalance, is one copy that is to
+// leave its device. The file is brought to its policy as if that copy were not
+// there, and then it is dropped if the policy is met by others that are intact.
+// No file is ever worse off for a move, nor gets a copy that would not let the
+// old one go. A move is tried once: who still wants it queues it again.
+//
+// Copies go from device to device where they can, each device being used by a
+// few at once. A file whose devices are all taken goes back to the queue and
+// comes again when its turn has come, so that a device that is slow, or hangs,
+// holds up only what needs it.
 package replicate
 
 import (
@@ -53,6 +64,7 @@ type Store interface {
 // [storage.Client].
 type Storage interface {
 	Copy(ctx context.Context, c storage.Copy) (protocol.Checksum, error)
+	CopyDirect(ctx context.Context, c storage.Copy) (protocol.Checksum, error)
 	Size(ctx context.Context, url string) (int64, error)
 }
 
@@ -70,6 +82,7 @@ type Options struct {
 	Fids    *work.FIDLocks // shared by all workers of the tracker
 
 	Jobs       int           // fids worked on at once, at first; below 1 there are none
+	PerDevice  int           // copies that a device is source or destination of at once; default 4
 	MinFreeMB  int64         // space that a device must have to take a copy, in MiB
 	UseGetPort bool          // read sources through the hosts' get ports
 	Batch      int           // most rows of one claim; default 100
@@ -88,7 +101,10 @@ type Options struct {
 type Worker struct {
 	o       Options
 	pool    *work.Pool
-	feed    *work.Feed
+	feed    *work.Feed // file_to_replicate
+	moves   *work.Feed // file_to_queue, of rebalance
+	devices *work.Limiter
+	waiters *waiters
 	metrics metrics
 
 	mu   sync.Mutex // guards rand
@@ -97,10 +113,11 @@ type Worker struct {
 
 type metrics struct {
 	copies   *prometheus.CounterVec
-	bytes    prometheus.Counter
+	bytes    *prometheus.CounterVec
 	seconds  prometheus.Histogram
 	drops    prometheus.Counter
 	outcomes *prometheus.CounterVec
+	moves    *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -109,10 +126,10 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "mogile_replicate_copies_total",
 			Help: "Copies attempted, by result: ok, src_error, dest_error, or unrecorded where the file went or changed meanwhile. Errors mean a sick device or a corrupt copy: see the log.",
 		}, []string{"result"}),
-		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mogile_replicate_copied_bytes_total",
-			Help: "Bytes of the copies that were made and recorded.",
-		}),
+			Help: "Bytes of the copies that were made and recorded, by how: direct from device to device, which crosses the network once, or streamed through this tracker, twice. streamed where direct is expected: see docs/replication.md.",
+		}, []string{"how"}),
 		seconds: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "mogile_replicate_copy_seconds",
 			Help:    "Time that each successful copy took.",
@@ -126,9 +143,13 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "mogile_replicate_outcomes_total",
 			Help: "Fids worked on, by outcome. source_down, no_source and policy_no_suggestions mean files that are short of copies.",
 		}, []string{"outcome"}),
+		moves: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mogile_replicate_moves_total",
+			Help: "Moves of rebalance and drains worked on, by outcome: moved, lost_race and nofid (nothing was to do), busy and locked (tried again), would_worsen, kept and others (the copy stays).",
+		}, []string{"outcome"}),
 	}
 	if r != nil {
-		r.MustRegister(m.copies, m.bytes, m.seconds, m.drops, m.outcomes)
+		r.MustRegister(m.copies, m.bytes, m.seconds, m.drops, m.outcomes, m.moves)
 	}
 	return m
 }
@@ -141,23 +162,32 @@ func New(o Options) *Worker {
 	if o.Rand == nil {
 		o.Rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	}
-	w := &Worker{o: o, rand: o.Rand, metrics: newMetrics(o.Metrics)}
+	if o.PerDevice <= 0 {
+		o.PerDevice = 4
+	}
+	w := &Worker{
+		o: o, rand: o.Rand, metrics: newMetrics(o.Metrics),
+		devices: work.NewLimiter(o.PerDevice), waiters: newWaiters(),
+	}
 	w.pool = work.NewPool("replicate", o.Jobs, w.work, o.Log)
 	w.pool.Notify, w.pool.Watchdog = o.Notify, watchdog
 	if o.Numbers != nil {
 		w.pool.Numbers = o.Numbers
 	}
-	w.feed = work.NewFeed(work.FeedOptions{
-		Store:  o.Store,
-		Queue:  schema.QueueReplicate,
-		Batch:  o.Batch,
-		Lease:  o.Lease,
-		Idle:   o.Idle,
-		Pool:   w.pool,
-		Outage: o.Outage,
-		Rand:   w.newRand(),
-		Log:    o.Log,
-	})
+	feed := func(q schema.Queue) *work.Feed {
+		return work.NewFeed(work.FeedOptions{
+			Store:  o.Store,
+			Queue:  q,
+			Batch:  o.Batch,
+			Lease:  o.Lease,
+			Idle:   o.Idle,
+			Pool:   w.pool,
+			Outage: o.Outage,
+			Rand:   w.newRand(),
+			Log:    o.Log,
+		})
+	}
+	w.feed, w.moves = feed(schema.QueueReplicate), feed(schema.QueueRebalance)
 	return w
 }
 
@@ -175,12 +205,16 @@ func (w *Worker) Pool() *work.Pool { return w.pool }
 // handed to one so far.
 func (w *Worker) Stats() (queued int, sent uint64) { return w.feed.Stats() }
 
+// MoveStats are Stats of moves.
+func (w *Worker) MoveStats() (queued int, sent uint64) { return w.moves.Stats() }
+
 // Run works until ctx is cancelled. Copies that are being made then are broken
 // off and their fids given back to other trackers. It returns nil.
 func (w *Worker) Run(ctx context.Context) error {
 	keep, stop := context.WithCancel(context.WithoutCancel(ctx))
 	var g errgroup.Group
 	g.Go(func() error { return w.feed.Run(keep) })
+	g.Go(func() error { return w.moves.Run(keep) })
 	g.Go(func() error {
 		defer stop() // leases are kept until the last worker is done
 		return w.pool.Run(ctx)
@@ -193,17 +227,22 @@ func (w *Worker) Run(ctx context.Context) error {
 // shows that it gets on.
 const watchdog = 90 * time.Second
 
-// work is one worker.
+// work is one worker. What a client waits for goes before what is queued, and
+// what clients and failures have queued before moves.
 func (w *Worker) work(ctx context.Context, id int) error {
+	hard := work.InProgress(ctx)
 	rng := w.newRand()
 	for ctx.Err() == nil {
 		work.Alive(ctx)
-		leases := w.feed.Take(ctx, 1)
-		if len(leases) == 0 {
-			work.Wait(ctx, w.feed)
-			continue
+		if fid, ok := w.waiters.next(); ok {
+			w.handleUrgent(hard, id, rng, fid)
+		} else if leases := w.feed.Take(ctx, 1); len(leases) > 0 {
+			w.handle(hard, id, rng, leases[0])
+		} else if leases := w.moves.Take(ctx, 1); len(leases) > 0 {
+			w.handleMove(hard, id, rng, leases[0])
+		} else {
+			work.WaitOr(ctx, w.waiters.ready, w.feed, w.moves)
 		}
-		w.handle(work.InProgress(ctx), id, rng, leases[0])
 	}
 	return nil
 }
@@ -218,6 +257,7 @@ const (
 	lostRace     outcome = "lost_race" // there was nothing to do
 	noFID        outcome = "nofid"
 	locked       outcome = "locked"
+	busy         outcome = "busy" // its devices are used to their limits by other copies
 	noSource     outcome = "no_source"
 	sourceDown   outcome = "source_down"
 	noSuggestion outcome = "policy_no_suggestions"
@@ -237,10 +277,11 @@ const outagePause = time.Second
 func (w *Worker) handle(ctx context.Context, id int, rng *rand.Rand, lease *work.Lease) {
 	defer lease.End() // also where the work panics: the row comes back when the lease is over
 	job := lease.Job()
-	result, retries, err := w.replicate(ctx, id, rng, job)
-	w.metrics.outcomes.WithLabelValues(string(result)).Inc()
+	e, err := w.replicate(ctx, id, rng, job)
+	w.metrics.outcomes.WithLabelValues(string(e.outcome)).Inc()
+	w.waiters.tell(job.FID, e.outcome)
 	switch {
-	case result != failed:
+	case e.outcome != failed:
 	case errors.Is(err, schema.ErrUnavailable):
 		w.o.Outage.Failed(err)
 		w.giveBackAfterOutage(ctx, lease)
@@ -250,7 +291,7 @@ func (w *Worker) handle(ctx context.Context, id int, rng *rand.Rand, lease *work
 		log.Error().Err(err).Uint64("fid", uint64(job.FID)).Msg("replication failed")
 		w.notify(id, "Failed replicating fid %d: %v", job.FID, err)
 	}
-	if err := w.settle(ctx, rng, lease, result, retries); errors.Is(err, schema.ErrUnavailable) {
+	if err := w.settle(ctx, rng, lease, e); errors.Is(err, schema.ErrUnavailable) {
 		w.o.Outage.Failed(err)
 		w.giveBackAfterOutage(ctx, lease) // what was done already is found done
 	} else if err != nil {
@@ -275,27 +316,29 @@ func (w *Worker) giveBackAfterOutage(ctx context.Context, lease *work.Lease) {
 	}
 }
 
-// settle finishes or reschedules the row. retries is its failures so far.
-func (w *Worker) settle(ctx context.Context, rng *rand.Rand, lease *work.Lease, result outcome, retries int) error {
-	if result == failed && ctx.Err() != nil { // the watchdog's doing: the fid is to wait, and not to be next again
+// settle finishes or reschedules the row.
+func (w *Worker) settle(ctx context.Context, rng *rand.Rand, lease *work.Lease, e end) error {
+	if e.outcome == failed && ctx.Err() != nil { // the watchdog's doing: the fid is to wait, and not to be next again
 		late, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 		defer cancel()
 		ctx = late
 	}
-	switch result {
+	switch e.outcome {
 	case interrupted:
 		return lease.GiveBack(ctx, 0)
+	case busy:
+		return lease.GiveBack(ctx, e.wait)
 	case locked:
 		return lease.GiveBack(ctx, work.LockedDelay)
 	case replicated, reduced, lostRace, noFID:
 		_, err := w.o.Store.Finish(ctx, []schema.Job{lease.End()})
 		return err
 	}
-	delay := work.Backoff(retries, rng)
-	if result == noSource {
+	delay := work.Backoff(e.retries, rng)
+	if e.outcome == noSource {
 		delay = schema.EndOfTime * time.Second
 	}
-	_, err := w.o.Store.Reschedule(ctx, lease.End(), delay, work.Failed(retries))
+	_, err := w.o.Store.Reschedule(ctx, lease.End(), delay, work.Failed(e.retries))
 	return err
 }
 

@@ -210,7 +210,7 @@ func TestCounters(t *testing.T) {
 			want        float64
 		}{
 			{"mogile_replicate_copies_total", "ok", 2},
-			{"mogile_replicate_copied_bytes_total", "", 2 * float64(len(content))},
+			{"mogile_replicate_copied_bytes_total", "streamed", 2 * float64(len(content))},
 			{"mogile_replicate_drops_total", "", 2},
 			{"mogile_replicate_outcomes_total", "replicated", 1},
 			{"mogile_replicate_outcomes_total", "reduced", 1},

@@ -34,6 +34,8 @@ type Options struct {
 	ConnTimeout time.Duration    // to connect, and of the monitor's requests; 0 means 2 s
 	CopyTimeout time.Duration    // wait on either side of a copy, as NodeTimeout; 0 means 45 s
 	MgmtPort    int              // of the side channel, on all hosts; 0 means 7501, below 0 there is none
+	Key         []byte           // cluster key that orders are signed with; none: orders go to loopback addresses only
+	CopyRate    int64            // bytes a second of all copies together; 0 means any
 	SkipMkcol   func() bool      // whether MKCOL is never sent; nil means that it is, where needed
 	Now         func() time.Time // for what is remembered for a while; nil means time.Now
 	Log         zerolog.Logger
@@ -47,13 +49,16 @@ type Client struct {
 	small  *http.Transport // HEAD, DELETE, MKCOL
 	reads  *http.Transport // whole files, to copy or to hash
 	writes *http.Transport // whole files
+	orders *http.Transport // orders, each as long as what it orders takes
 
-	mu    sync.Mutex // guards hosts, sides and dirs
-	hosts map[string]*host
-	sides map[string]*side
-	dirs  map[string]time.Time // directories that exist, until then taken for granted
+	mu       sync.Mutex // guards hosts, sides, dirs and indirect
+	hosts    map[string]*host
+	sides    map[string]*side
+	dirs     map[string]time.Time    // directories that exist, until then taken for granted
+	indirect map[[2]string]time.Time // hosts, source and destination, between which no direct copy is tried until then
 
-	buffers sync.Pool // of *[bufferSize]byte
+	copying *bandwidth // nil: without limit
+	buffers sync.Pool  // of *[bufferSize]byte
 }
 
 // host is what is known of an HTTP server, by "address:port". Guarded by
@@ -125,10 +130,15 @@ func New(o Options) *Client {
 		hosts: map[string]*host{},
 		sides: map[string]*side{},
 		dirs:  map[string]time.Time{},
+
+		indirect: map[[2]string]time.Time{},
+		copying:  newBandwidth(o.CopyRate),
 	}
 	c.buffers.New = func() any { return new([bufferSize]byte) }
 	c.probes, c.small = c.lane(4<<10), c.lane(4<<10)
 	c.reads, c.writes = c.lane(bufferSize), c.lane(bufferSize)
+	c.orders = c.lane(4 << 10)
+	c.orders.MaxConnsPerHost = 0 // who orders bounds how many there are
 	return c
 }
 
@@ -152,7 +162,7 @@ func (c *Client) lane(buffer int) *http.Transport {
 // Close closes the connections that are not in use. Calls that still run
 // close theirs.
 func (c *Client) Close() {
-	for _, t := range []*http.Transport{c.probes, c.small, c.reads, c.writes} {
+	for _, t := range []*http.Transport{c.probes, c.small, c.reads, c.writes, c.orders} {
 		t.CloseIdleConnections()
 	}
 	c.mu.Lock()

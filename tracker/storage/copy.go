@@ -104,6 +104,7 @@ func (c *Client) copyOnce(ctx context.Context, cp Copy) (protocol.Checksum, erro
 			Err: fmt.Errorf("GET %s: %d bytes instead of %d", cp.From, src.ContentLength, cp.Length)}
 	}
 	b := newCopyBody(src, cp, watch(ctx, c.o.CopyTimeout))
+	b.take = func(n int64) error { return c.copying.take(ctx, n, cp.Progress) }
 	sum, err := c.put(ctx, cp, b)
 	// What the transport may still be reading is over with.
 	src.dog.end()
@@ -183,8 +184,9 @@ func (c *Client) verify(ctx context.Context, cp Copy, sum protocol.Checksum) err
 // which may go on doing so for a moment after the PUT has ended.
 type copyBody struct {
 	src  *response
-	dest *watchdog // of the PUT: it sleeps while the source is waited for
-	tell func()    // of progress
+	dest *watchdog           // of the PUT: it sleeps while the source is waited for
+	tell func()              // of progress
+	take func(n int64) error // waits until n bytes may be handed on; its error is the end of the caller's context
 	want protocol.Checksum
 	hash hash.Hash // nil where no digest is asked for
 	typ  protocol.HashType
@@ -229,6 +231,9 @@ func (b *copyBody) Read(p []byte) (int, error) {
 	}
 	if b.hash != nil {
 		b.hash.Write(p[:n])
+	}
+	if err := b.take(int64(n)); err != nil {
+		return 0, err
 	}
 	left -= int64(n)
 	switch {

@@ -21,6 +21,7 @@ type request struct {
 	method, url string
 	header      http.Header
 	small       []byte        // a body that can be sent again
+	once        bool          // but must not
 	stream      io.ReadCloser // or one that cannot
 	length      int64         // of stream
 	idle        time.Duration // the longest wait for a next sign of life
@@ -91,13 +92,13 @@ func (c *Client) send(ctx context.Context, lane *http.Transport, q request) (*re
 	}
 	if q.stream != nil {
 		req.Body, req.ContentLength = q.stream, q.length
-	} else {
+	} else if !q.once {
 		// Everything else here may be repeated: the transport does so if a kept
 		// connection turns out to be closed. A key without a value is not sent.
 		req.Header["Idempotency-Key"] = nil
 	}
 	req.Header.Set("User-Agent", "Mogile")
-	if q.small != nil || q.stream != nil {
+	if (q.small != nil || q.stream != nil) && req.Header.Get("Content-Type") == "" {
 		req.Header.Set("Content-Type", "application/octet-stream")
 	}
 	if q.method == "MKCOL" {

@@ -215,7 +215,10 @@ func (f *Feed) jitter(d time.Duration) time.Duration {
 
 // Wait waits until one of feeds may have work again: its pause is over or its
 // workers were woken. It returns early when ctx ends.
-func Wait(ctx context.Context, feeds ...*Feed) {
+func Wait(ctx context.Context, feeds ...*Feed) { WaitOr(ctx, nil, feeds...) }
+
+// WaitOr is Wait that also returns when ready can be received from.
+func WaitOr(ctx context.Context, ready <-chan struct{}, feeds ...*Feed) {
 	var until time.Time
 	var woken <-chan struct{}
 	for i, f := range feeds {
@@ -236,6 +239,7 @@ func Wait(ctx context.Context, feeds ...*Feed) {
 	select {
 	case <-timer.C:
 	case <-woken:
+	case <-ready:
 	case <-ctx.Done():
 	}
 }

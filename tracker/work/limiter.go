@@ -2,6 +2,7 @@ package work
 
 import (
 	"context"
+	"math"
 	"sync"
 	"time"
 
@@ -20,14 +21,15 @@ type Limiter struct {
 
 // limited is one device.
 type limited struct {
-	slots chan struct{}
-	pace  time.Duration // how long a use lasts, a moving average
-	line  time.Time     // when the last one in line is to come
+	slots   chan struct{}
+	pace    time.Duration // how long a use lasts, a moving geometric mean: one that hung, at its other end maybe, counts little
+	changed time.Time     // when a use last began or ended
+	line    time.Time     // when the last one in line is to come
 }
 
 const (
 	// firstPace is what a use is taken to last before one has ended.
-	firstPace = 100 * time.Millisecond
+	firstPace = 500 * time.Millisecond
 	// paceWeight is the part, one in so many, that the last use has in the average.
 	paceWeight = 8
 	// crowding is how many times as many are told to come as can be served, so that
@@ -47,7 +49,7 @@ func NewLimiter(n int) *Limiter {
 func (l *Limiter) device(dev protocol.DevID) *limited {
 	d := l.devices[dev]
 	if d == nil {
-		d = &limited{slots: make(chan struct{}, l.each), pace: firstPace}
+		d = &limited{slots: make(chan struct{}, l.each), pace: firstPace, changed: time.Now()}
 		l.devices[dev] = d
 	}
 	return d
@@ -56,11 +58,16 @@ func (l *Limiter) device(dev protocol.DevID) *limited {
 // use begins a use of d whose slot is taken.
 func (l *Limiter) use(d *limited) (release func()) {
 	began := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d.changed = began
 	return func() {
 		<-d.slots
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		d.pace += (time.Since(began) - d.pace) / paceWeight
+		d.changed = time.Now()
+		took := max(d.changed.Sub(began), time.Millisecond)
+		d.pace = time.Duration(float64(d.pace) * math.Pow(float64(took)/float64(d.pace), 1./paceWeight))
 	}
 }
 
@@ -94,14 +101,16 @@ func (l *Limiter) TryAcquire(dev protocol.DevID) (release func(), ok bool) {
 }
 
 // Line is when to try dev again, from 1 s to 10 min from now: the further away,
-// the more were told so before and the longer uses of it last. A thousand files
-// that wait for one slow device thus come back one after the other, and cost
-// nearly nothing until then.
+// the more were told so before, the longer uses of it last, and the longer none
+// has begun or ended. A thousand files that wait for one slow device thus come
+// back one after the other, and cost nearly nothing until then.
 func (l *Limiter) Line(dev protocol.DevID) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	d, now := l.device(dev), time.Now()
-	if soonest := now.Add(shortestLine); d.line.Before(soonest) {
+	// Where nothing has moved for a while it may go on like that.
+	soonest := now.Add(max(shortestLine, now.Sub(d.changed)/2))
+	if d.line.Before(soonest) {
 		d.line = soonest
 	}
 	wait := d.line.Sub(now)
