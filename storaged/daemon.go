@@ -30,20 +30,23 @@ import (
 	"github.com/rs/zerolog"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/storaged/volume"
 )
 
 // Daemon is a storage daemon. See [New].
 type Daemon struct {
-	docroot  *volume.Docroot
-	registry *prometheus.Registry
-	usage    *usage
-	disks    *utilisation
-	http     *server // nil where not served, as get and side
-	get      *server // GET and HEAD only
-	side     *sideChannel
-	drain    time.Duration
-	log      zerolog.Logger
+	docroot   *volume.Docroot
+	registry  *prometheus.Registry
+	usage     *usage
+	trash     *emptier
+	disks     *utilisation
+	http      *server // nil where not served, as get and side
+	get       *server // GET and HEAD only
+	side      *sideChannel
+	drain     time.Duration
+	inventory *inventory
+	log       zerolog.Logger
 
 	serving chan struct{} // closed when Run serves
 	ready   atomic.Bool
@@ -119,6 +122,8 @@ func New(o Options) (_ *Daemon, err error) {
 	d.usage = newUsage(d.docroot, o)
 	d.disks = newUtilisation(d.docroot, o)
 	bufs := new(buffers)
+	d.inventory = &inventory{docroot: d.docroot, meter: m, now: o.Now, log: o.Log}
+	d.trash = &emptier{docroot: d.docroot, meter: m, log: o.Log, busy: map[protocol.DevID]bool{}}
 	taken := newOrders(o.ClusterKeys, d.orderKinds(), o.Now, d.registry, o.Log)
 	relieve := func() {
 		for _, l := range d.listeners() {
@@ -296,6 +301,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	})
 	g.Go(func() error { return d.usage.run(ctx) })
 	g.Go(func() error { return d.disks.run(ctx) })
+	g.Go(func() error { return d.trash.run(ctx) })
 	g.Go(func() error {
 		defer cut() // nothing is left that could be cut off
 		serve := func(f func(ctx, stop context.Context) error) func() error {

@@ -19,6 +19,8 @@ type meter struct {
 	unaccepted     prometheus.Counter
 	commands       *prometheus.CounterVec // command
 	digests        prometheus.Gauge
+	trashed        prometheus.Counter
+	emptied        prometheus.Counter
 }
 
 func newMeter(r *prometheus.Registry, docroot *volume.Docroot) *meter {
@@ -43,8 +45,12 @@ func newMeter(r *prometheus.Registry, docroot *volume.Docroot) *meter {
 			Help: "Lines answered on the side channel."}, []string{"command"}),
 		digests: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: space, Subsystem: part, Name: "digests_in_progress",
 			Help: "Files being read for digests and verifications on the side channel."}),
+		trashed: prometheus.NewCounter(prometheus.CounterOpts{Namespace: space, Subsystem: part, Name: "trashed_files_total",
+			Help: "Files moved to the trash of their device: bad copies and strays. It keeps them for a week."}),
+		emptied: prometheus.NewCounter(prometheus.CounterOpts{Namespace: space, Subsystem: part, Name: "trash_removed_files_total",
+			Help: "Files removed from the trash after their week."}),
 	}
-	r.MustRegister(m.requests, m.received, m.sent, m.inFlight, m.connections, m.waited, m.unaccepted, m.commands, m.digests, deviceCollector{docroot})
+	r.MustRegister(m.requests, m.received, m.sent, m.inFlight, m.connections, m.waited, m.unaccepted, m.commands, m.digests, m.trashed, m.emptied, deviceCollector{docroot})
 	return m
 }
 

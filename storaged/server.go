@@ -29,8 +29,9 @@ const capabilityHeader = "Mogile"
 
 // capabilities are the beginning of the value of [capabilityHeader]: the version
 // of its form, then words. "md5" says that a PUT with a wrong Content-MD5 is
-// refused, "sum" that a GET tells the stored sum where that is wanted. The verbs
-// of the orders that are taken follow.
+// refused, "sum" that a GET tells the stored sum where that is wanted, and that
+// the side channel verifies files. The verbs of the orders that are taken
+// follow.
 const capabilities = "1 md5 sum"
 
 // Headers with which a client asks for the stored sum of a file ("sum"), and is
