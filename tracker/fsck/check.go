@@ -575,10 +575,12 @@ func (b *batch) read(ctx context.Context, dev protocol.DevID, q *inquiry) {
 		return
 	}
 	if err := b.bandwidth(ctx, q.file.Length); err != nil {
+		b.note(q, observation{dev: dev})
 		return
 	}
 	release, err := b.c.reads.Acquire(ctx, dev)
 	if err != nil {
+		b.note(q, observation{dev: dev})
 		return
 	}
 	defer release()
@@ -586,6 +588,7 @@ func (b *batch) read(ctx context.Context, dev protocol.DevID, q *inquiry) {
 	case b.c.readers <- struct{}{}:
 		defer func() { <-b.c.readers }()
 	case <-ctx.Done():
+		b.note(q, observation{dev: dev})
 		return
 	}
 	reading, stop := b.whileReadable(ctx, dev)
