@@ -206,7 +206,7 @@ func TestHeaders(t *testing.T) {
 		r := c.receive(method)
 		for name, want := range map[string]string{
 			"Status": "200 OK", "Last-Modified": "Tue, 14 Nov 2023 22:10:00 GMT", "Content-Length": "11",
-			"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "Connection": "keep-alive", "Mogile": "1 md5 sum",
+			"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "Connection": "keep-alive", "Mogile": capabilities + d.http.handler.(*plane).orders.words(true),
 		} {
 			if got := r.Header.Get(name); got != want {
 				t.Errorf("%s: %s: %s, want %s", method, name, got, want)

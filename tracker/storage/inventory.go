@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/mogile/mogile/protocol"
 )
@@ -108,4 +109,63 @@ func parseVerifyReply(uri string, t protocol.HashType, line string) (protocol.Co
 		return protocol.Content{}, fmt.Errorf("verify %s: %w: %q", uri, errNotReply, line)
 	}
 	return content, nil
+}
+
+const (
+	// CapabilityList and CapabilityTrash are the words with which a storage
+	// daemon says that it lists a device's files, and that it trashes them.
+	CapabilityList  = protocol.VerbList
+	CapabilityTrash = protocol.VerbTrash
+
+	// inventoryTime bounds one order about a device's files.
+	inventoryTime = 30 * time.Second
+)
+
+// List lists a part of the files on a device, at the HTTP port hostport of its
+// storage daemon. Errors match [ErrNoOrders] or ErrUnreachable, or are the
+// *[protocol.Error] with which the daemon failed: no_device, device_refused,
+// device_sick, or failure.
+func (c *Client) List(ctx context.Context, hostport string, o protocol.ListOrder) (protocol.Listing, error) {
+	var files []protocol.StoredFile
+	var bad error
+	fields, err := c.order(ctx, hostport, protocol.VerbList, o.Args(), inventoryTime, c.o.CopyTimeout, func(l protocol.AnswerLine) {
+		if l.Kind != protocol.AnswerItem || bad != nil {
+			return
+		}
+		var f protocol.StoredFile
+		f, bad = protocol.ParseStoredFile(l.Fields.Get("file"))
+		if files = append(files, f); len(files) > o.Limit {
+			bad = fmt.Errorf("more than %d files: %w", o.Limit, protocol.ErrBadReply)
+			files = nil
+		}
+	})
+	if err != nil {
+		return protocol.Listing{}, fmt.Errorf("list dev%d: %w", o.Dev, err)
+	}
+	listing, err := protocol.ParseListing(fields)
+	if err = errors.Join(bad, err); err != nil {
+		return protocol.Listing{}, fmt.Errorf("list dev%d at %s: %w: %w", o.Dev, hostport, ErrUnreachable, err)
+	}
+	listing.Files = files
+	return listing, nil
+}
+
+// Trash has files moved to their device's trash, at the HTTP port hostport of its
+// storage daemon, and returns what became of each, by fid; of those that it does
+// not name nothing is known, as when there is an error. Errors are those of
+// [Client.List].
+func (c *Client) Trash(ctx context.Context, hostport string, o protocol.TrashOrder) (map[protocol.FID]protocol.TrashResult, error) {
+	results := make(map[protocol.FID]protocol.TrashResult, len(o.Files))
+	_, err := c.order(ctx, hostport, protocol.VerbTrash, o.Args(), inventoryTime, c.o.CopyTimeout, func(l protocol.AnswerLine) {
+		if l.Kind != protocol.AnswerItem || len(results) == len(o.Files) {
+			return
+		}
+		if r, err := protocol.ParseTrashResult(l.Fields); err == nil { // else nothing is known of it
+			results[r.FID] = r
+		}
+	})
+	if err != nil {
+		return results, fmt.Errorf("trash on dev%d: %w", o.Dev, err)
+	}
+	return results, nil
 }
