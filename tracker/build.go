@@ -9,6 +9,7 @@ import (
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/tracker/cluster"
 	deleter "github.com/mogile/mogile/tracker/delete"
+	"github.com/mogile/mogile/tracker/fsck"
 	"github.com/mogile/mogile/tracker/monitor"
 	"github.com/mogile/mogile/tracker/replicate"
 	"github.com/mogile/mogile/tracker/storage"
@@ -48,8 +49,18 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		p.Numbers, p.Notify = numbers, t.watchers.tell
 		return p
 	}
-	fsck, reaper := pool(jobFsck, o.FsckJobs, idle), pool(jobReaper, o.ReaperJobs, idle)
-	gates := []*gated{newGated(t.replicate.Pool()), newGated(t.deleter.Pool()), newGated(fsck)}
+	bandwidth := fsck.NewBandwidth()
+	t.fsck = fsck.New(fsck.Options{
+		Store: t.store, Cluster: t.cluster, Name: o.Name,
+		Checker: fsck.NewChecker(fsck.CheckerOptions{
+			Store: t.store, Cluster: t.cluster, Storage: t.storage, Fids: fids, MinFreeMB: o.MinFreeMB,
+			Bandwidth: bandwidth, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
+		}),
+		Jobs: o.FsckJobs, Bandwidth: bandwidth, Queues: t.lengths.count, Changed: t.namespaceChanged,
+		Outage: outage, Numbers: numbers, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
+	})
+	reaper := pool(jobReaper, o.ReaperJobs, idle)
+	gates := []*gated{newGated(t.replicate.Pool()), newGated(t.deleter.Pool()), newGated(t.fsck.Pool())}
 	masters := 1
 	if o.NoJobMaster {
 		masters = 0
@@ -60,7 +71,7 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		return t.monitor.Run(ctx)
 	})
 	t.watching.Watchdog = monitorWatchdog + o.MonitorInterval
-	t.workers = []func(context.Context) error{t.replicate.Run, t.deleter.Run, fsck.Run, reaper.Run, master.Run}
+	t.workers = []func(context.Context) error{t.replicate.Run, t.deleter.Run, t.fsck.Run, reaper.Run, master.Run}
 	t.jobs = map[string]job{
 		jobQuery: t.queries, jobReplicate: gates[0], jobDelete: gates[1], jobFsck: gates[2],
 		jobMonitor: single{t.watching}, jobMaster: single{master}, jobReaper: reaper,

@@ -80,6 +80,16 @@ func (t *Tracker) table() map[string]*command {
 		"server_setting":     t.serverSetting,
 		"server_settings":    t.serverSettings,
 
+		"fsck_start":    t.fsckStart,
+		"fsck_stop":     t.fsckStop,
+		"fsck_reset":    t.fsckReset,
+		"fsck_clearlog": t.fsckClearLog,
+		"fsck_getlog":   t.fsckGetLog,
+		"fsck_status":   t.fsckStatus,
+		"fsck_progress": t.fsckProgress,
+		"scrub_start":   t.scrubStart,
+		"scrub_stop":    t.scrubStop,
+
 		"clear_cache":      t.clearCache,
 		"do_monitor_round": t.doMonitorRound,
 		"noop":             func(context.Context, *query) error { return nil },

@@ -105,6 +105,7 @@ func (t *Tracker) counters(ctx context.Context, l load) map[string]uint64 {
 		"queries":                l.queries,
 		"times_out_of_qworkers":  l.waited,
 		"work_sent_to_delete":    deletes,
+		"work_sent_to_fsck":      t.fsck.Sent(),
 		"work_sent_to_replicate": replicates,
 	}
 	maps.DeleteFunc(counters, func(_ string, n uint64) bool { return n == 0 })

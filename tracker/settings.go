@@ -13,6 +13,7 @@ import (
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/schema"
+	"github.com/mogile/mogile/tracker/fsck"
 )
 
 // settingRule reads the value that a client gives a setting: nil deletes the
@@ -20,7 +21,8 @@ import (
 type settingRule func(value string, given bool) (*string, error)
 
 // ruleOf finds the rule of a setting, nil for one that clients may not write.
-// Names and formats are MogileFS 2.73's, but for those of the path cache.
+// Names and formats are MogileFS 2.73's, but for those of the path cache and of
+// scrub.
 func ruleOf(key string) settingRule {
 	switch key {
 	case "skip_devcount", "skip_mkcol", "case_sensitive_list_keys", settingDatabaseAway:
@@ -31,8 +33,12 @@ func ruleOf(key string) settingRule {
 		return pathCacheTTL
 	case "memcache_servers", "network_zones":
 		return anyText
-	case "fsck_checksum":
+	case fsck.SettingChecksum:
 		return checksumMode
+	case fsck.SettingScrubDays:
+		return scrubDays
+	case fsck.SettingBandwidth:
+		return number
 	}
 	switch {
 	case strings.HasPrefix(key, "slave_"):
@@ -145,6 +151,20 @@ func checksumMode(v string, _ bool) (*string, error) {
 	return &v, nil
 }
 
+func scrubDays(v string, _ bool) (*string, error) {
+	if v == "" {
+		return nil, nil
+	}
+	days, err := strconv.ParseFloat(v, 64)
+	if err != nil || strings.Trim(v, "0123456789.") != "" {
+		return nil, badFormat("Must be numeric")
+	}
+	if days > fsck.MaxScrubDays {
+		return nil, badFormat("Must be at most %d days", fsck.MaxScrubDays)
+	}
+	return &v, nil
+}
+
 // setServerSetting writes or deletes a setting.
 func (t *Tracker) setServerSetting(ctx context.Context, q *query) error {
 	key := q.Get("key")
@@ -199,15 +219,14 @@ func (t *Tracker) serverSetting(ctx context.Context, q *query) error {
 	return nil
 }
 
-// serverSettings reads all settings but those in which fsck keeps its books.
+// serverSettings reads all settings but those in which fsck and scrub keep their
+// books.
 func (t *Tracker) serverSettings(ctx context.Context, q *query) error {
 	all, err := t.store.Settings(ctx)
 	if err != nil {
 		return fmt.Errorf("read settings: %w", err)
 	}
-	maps.DeleteFunc(all, func(key, _ string) bool {
-		return strings.HasPrefix(key, "fsck_") && key != "fsck_checksum"
-	})
+	maps.DeleteFunc(all, func(key, _ string) bool { return fsck.Books(key) })
 	if len(all) == 0 {
 		return nil
 	}

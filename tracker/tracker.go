@@ -32,6 +32,7 @@ import (
 	"github.com/mogile/mogile/schema"
 	"github.com/mogile/mogile/tracker/cluster"
 	deleter "github.com/mogile/mogile/tracker/delete"
+	"github.com/mogile/mogile/tracker/fsck"
 	"github.com/mogile/mogile/tracker/monitor"
 	"github.com/mogile/mogile/tracker/replicate"
 	"github.com/mogile/mogile/tracker/status"
@@ -56,9 +57,10 @@ type Options struct {
 	QueryJobs     int // requests worked on at once; 0 means 20, at most 500
 	ReplicateJobs int // 0 means 4, below 0 none
 	DeleteJobs    int // 0 means 1, below 0 none
-	// FsckJobs and ReaperJobs count workers that do nothing yet, for the scripts
-	// that look at them: 0 means 1, below 0 none.
-	FsckJobs, ReaperJobs int
+	FsckJobs      int // ranges of files checked at once; 0 means 1, below 0 none
+	// ReaperJobs counts workers that do nothing yet, for the scripts that look at
+	// them: 0 means 1, below 0 none.
+	ReaperJobs int
 	// NoJobMaster starts without the job master, and so without replicate, delete
 	// and fsck workers, until a console wants it.
 	NoJobMaster bool
@@ -194,6 +196,7 @@ type Tracker struct {
 
 	replicate *replicate.Worker
 	deleter   *deleter.Worker
+	fsck      *fsck.Worker
 	workers   []func(context.Context) error // what must be run, but for the monitor
 	watching  *work.Pool                    // runs the monitor
 	watcher   atomic.Int64                  // the number of the worker that does
