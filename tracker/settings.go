@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,7 +30,7 @@ func ruleOf(key string) settingRule {
 		return number
 	case schema.SettingPathCacheTTL:
 		return pathCacheTTL
-	case "memcache_servers", "network_zones":
+	case "memcache_servers", protocol.SettingZones:
 		return anyText
 	case fsck.SettingChecksum:
 		return checksumMode
@@ -43,7 +42,7 @@ func ruleOf(key string) settingRule {
 	switch {
 	case strings.HasPrefix(key, "slave_"):
 		return textOrNothing
-	case strings.HasPrefix(key, "zone_"):
+	case strings.HasPrefix(key, protocol.SettingZonePrefix):
 		return netmasks
 	case strings.HasPrefix(key, "queue_"):
 		return anyText
@@ -110,35 +109,11 @@ func netmasks(v string, given bool) (*string, error) {
 		return nil, nil
 	}
 	for _, mask := range strings.FieldsFunc(v, func(r rune) bool { return strings.ContainsRune(", \t\r\n", r) }) {
-		if !isNetmask(mask) {
+		if _, ok := protocol.ParseNetmask(mask); !ok {
 			return nil, badFormat("Must be netmasks such as 10.0.0.0/8, separated by commas or blanks: %.60q is none", mask)
 		}
 	}
 	return &v, nil
-}
-
-// isNetmask reports whether s is an IPv4 address, alone or followed by "/" and
-// a number of bits, or by "/" or ":" and a mask such as 255.0.0.0.
-func isNetmask(s string) bool {
-	i := strings.IndexAny(s, "/:")
-	if i < 0 {
-		a, err := netip.ParseAddr(s)
-		return err == nil && a.Is4()
-	}
-	a, err := netip.ParseAddr(s[:i])
-	if err != nil || !a.Is4() {
-		return false
-	}
-	if bits, err := strconv.ParseUint(s[i+1:], 10, 8); err == nil {
-		return s[i] == '/' && bits <= 32
-	}
-	m, err := netip.ParseAddr(s[i+1:])
-	if err != nil || !m.Is4() {
-		return false
-	}
-	b := m.As4()
-	inverse := ^(uint32(b[0])<<24 | uint32(b[1])<<16 | uint32(b[2])<<8 | uint32(b[3]))
-	return inverse&(inverse+1) == 0 // ones, then zeros
 }
 
 func checksumMode(v string, _ bool) (*string, error) {

@@ -26,6 +26,7 @@ func NewSnapshot(rows schema.TopologyRows, defaultMinDevCount int) *Snapshot {
 	if s.Settings == nil {
 		s.Settings = map[string]string{}
 	}
+	s.Zones, s.zoneWarnings = protocol.ParseZones(s.Settings)
 	for _, row := range rows.Domains {
 		d := &Domain{Domain: row}
 		s.Domains[row.Name] = d
@@ -47,6 +48,9 @@ func NewSnapshot(rows schema.TopologyRows, defaultMinDevCount int) *Snapshot {
 	for _, row := range rows.Hosts {
 		h := &Host{Host: row}
 		h.altMask, _ = parseMask(row.AltMask)
+		if addr, err := netip.ParseAddr(row.IP); err == nil {
+			h.Zone, h.Network = s.Zones.Of(addr), s.Zones.Network(addr)
+		}
 		s.Hosts[row.ID] = h
 		s.HostList = append(s.HostList, h)
 	}

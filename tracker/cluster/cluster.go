@@ -77,6 +77,11 @@ func (c *Cluster) Refresh(ctx context.Context) error {
 // complain logs what the database holds that makes no sense, once when it
 // comes up.
 func (c *Cluster) complain(old, s *Snapshot) {
+	for _, w := range s.zoneWarnings {
+		if old == nil || !slices.Contains(old.zoneWarnings, w) {
+			c.opts.Log.Warn().Str("reason", w).Msg("the settings of zones make no sense")
+		}
+	}
 	for _, h := range s.HostList {
 		var was schema.Host
 		if old != nil && old.Hosts[h.ID] != nil {

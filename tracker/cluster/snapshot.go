@@ -43,11 +43,14 @@ type Snapshot struct {
 	Hosts    map[schema.HostID]*Host
 	Devices  map[protocol.DevID]*Device
 	Settings map[string]string
+	Zones    protocol.Zones // from Settings
 
 	HostList   []*Host   // ascending by number
 	DeviceList []*Device // ascending by number
 
 	AsOf time.Time // when the database was read, by its clock
+
+	zoneWarnings []string // what makes no sense in the settings of Zones
 }
 
 // Domain is a domain and its classes.
@@ -67,6 +70,8 @@ type Host struct {
 	schema.Host
 	Observed     HostState
 	Capabilities Capabilities
+	Zone         string       // the zone of IP; empty where it is in none
+	Network      netip.Prefix // the network of IP, as [protocol.Zones.Network] has it; invalid where IP is no address
 	altMask      netip.Prefix // invalid where there is none, or none that parses
 }
 
@@ -187,6 +192,30 @@ func (d *Device) LetsDelete() bool {
 	return d.Host != nil && d.Host.Status == schema.HostAlive &&
 		(s == schema.DeviceAlive || s == schema.DeviceDrain)
 }
+
+// Zone is the zone of the device's host; empty where there is none.
+func (d *Device) Zone() string {
+	if d.Host == nil {
+		return ""
+	}
+	return d.Host.Zone
+}
+
+// Network is the network of the device's host. It is invalid where that is
+// unknown.
+func (d *Device) Network() netip.Prefix {
+	if d.Host == nil {
+		return netip.Prefix{}
+	}
+	return d.Host.Network
+}
+
+// SameHost reports whether both devices are of one host.
+func (d *Device) SameHost(o *Device) bool { return d.HostID == o.HostID }
+
+// SameNetwork reports whether the hosts of both devices are in one network.
+// Hosts whose network is unknown count as of one.
+func (d *Device) SameNetwork(o *Device) bool { return d.Network() == o.Network() }
 
 // FreeMB is the free space in MiB, and whether it is known.
 func (d *Device) FreeMB() (int64, bool) {

@@ -3,6 +3,7 @@ package placement
 import (
 	"cmp"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 
 	"github.com/mogile/mogile/protocol"
@@ -17,6 +18,46 @@ type Policy interface {
 	Decide(q Question) Plan
 	// String is the policy in the grammar that [ParsePolicy] reads.
 	String() string
+	rules
+}
+
+// rules are what tells the policies apart; what is done by them is the same for
+// all.
+type rules interface {
+	// judge answers Good, TooGood, or Wait where another copy is wanted, whether
+	// there is a place for it or not.
+	judge(in census, on []Placement) Verdict
+	// places sorts the candidates for another copy of a file that was judged Wait.
+	places(in census, on []Placement, candidates []*cluster.Device) places
+	// spread reports whether rest, one copy less than on, is spread as the policy
+	// asks, or no worse than on.
+	spread(in census, on, rest []Placement) bool
+	// demand adds the copies that the policy asks for.
+	demand(in census, d *demand)
+}
+
+// places are where a copy may go: the ideal ones, else the first of the
+// desperate ones that there are.
+type places struct {
+	ideal     []*cluster.Device
+	desperate [2][]*cluster.Device
+}
+
+// demand is how many copies a policy asks for: anywhere, and in zones.
+type demand struct {
+	copies int
+	zones  map[string]int
+}
+
+// keep is how many copies of a file must be left when one is dropped.
+func keep(p Policy, in census) int {
+	d := demand{copies: 1, zones: make(map[string]int)}
+	p.demand(in, &d)
+	sum := 0
+	for _, n := range d.zones {
+		sum += n
+	}
+	return max(d.copies, sum)
 }
 
 // Placement is one copy of a file, raw, on a device.
@@ -109,161 +150,148 @@ func (p Plan) Target() *cluster.Device {
 	return nil
 }
 
+// decide answers for any policy.
+func decide(p Policy, q Question) Plan {
+	in := survey(q)
+	switch p.judge(in, q.On) {
+	case Good:
+		return Plan{Verdict: Good}
+	case TooGood:
+		return surplus(p, q, in)
+	}
+	to := p.places(in, q.On, candidates(q))
+	plan := Plan{Verdict: Copy, Ideal: emptiestFirst(to.ideal, q.Rand)}
+	for _, tier := range to.desperate {
+		plan.Desperate = append(plan.Desperate, emptiestFirst(tier, q.Rand)...)
+	}
+	if plan.Target() == nil {
+		return Plan{Verdict: Wait}
+	}
+	return plan
+}
+
+// MayDrop reports whether the copy on dev, which is one of q.On, may go: the
+// others that can be read satisfy the policy, as all others do, and are spread
+// over hosts, networks and zones as it asks, or no worse than before. Before the
+// copy is dropped keep of the others must be known to be intact; whoever has
+// looked already says so in q.On, where a copy that is not intact counts as one
+// that cannot be read.
+//
+// It does not say whether the device lets anything be deleted.
+func MayDrop(p Policy, q Question, dev protocol.DevID) (ok bool, keepOthers int) {
+	in := survey(q)
+	keepOthers = keep(p, in)
+	rest := without(q.On, dev)
+	return len(rest) < len(q.On) && spare(p, in, q.On, rest) && spareReadable(p, in, q.On, rest, keepOthers), keepOthers
+}
+
+// spare reports whether the copies on may become rest, as far as it goes by
+// where they are.
+func spare(p Policy, in census, on, rest []Placement) bool {
+	return p.judge(in, rest) != Wait && p.spread(in, on, rest)
+}
+
+// spareReadable reports the same by what can be read now.
+func spareReadable(p Policy, in census, on, rest []Placement, keep int) bool {
+	on, rest = readable(on), readable(rest)
+	return len(rest) >= keep && spare(p, in, on, rest)
+}
+
+// census is what policies count of a cluster.
+type census struct {
+	min      int            // the copies that the class wants, 1 or more
+	disks    int            // devices that are not dead
+	hosts    int            // hosts that have a device whose status is alive, whatever was observed of either
+	networks int            // networks of such hosts
+	zones    map[string]int // by zone, hosts that have a device that is not dead
+}
+
+func survey(q Question) census {
+	in := census{min: max(1, q.MinDevCount), zones: make(map[string]int)}
+	type seen struct{ alive, living bool }
+	hosts := make(map[schema.HostID]seen)
+	networks := make(map[netip.Prefix]bool)
+	for _, d := range q.Devices {
+		if d.Dead() {
+			continue
+		}
+		in.disks++
+		s := hosts[d.HostID]
+		if !s.living {
+			s.living = true
+			hosts[d.HostID] = s
+			in.zones[d.Zone()]++
+		}
+		if d.Status == schema.DeviceAlive && !s.alive {
+			s.alive = true
+			hosts[d.HostID] = s
+			in.hosts++
+			networks[d.Network()] = true
+		}
+	}
+	in.networks = len(networks)
+	return in
+}
+
 // wanted is the number of copies: the policy's own where it has one, else the
 // class's.
-func wanted(own int, q Question) int {
+func (in census) wanted(own int) int {
 	if own > 0 {
 		return own
 	}
-	return max(1, q.MinDevCount)
+	return in.min
 }
 
-// MultipleHosts is MogileFS's default policy: copies on as many hosts as the
-// class wants copies, as far as there are that many hosts.
-type MultipleHosts struct {
-	Count int // copies; 0 means the class's mindevcount
-}
-
-// String is "MultipleHosts()", with the number where there is one.
-func (p MultipleHosts) String() string { return call("MultipleHosts", p.Count) }
-
-// Decide answers by the decision table of MogileFS 2.73's MultipleHosts.
-func (p MultipleHosts) Decide(q Question) Plan {
-	want := wanted(p.Count, q)
-	disks, hosts := census(q.Devices)
-	judge := func(on []Placement) Verdict {
-		n, h := len(on), hostsOf(on)
-		switch {
-		case want == 1 && n == 1:
-			return Good
-		case h > want, n > want:
-			return TooGood
-		case h == want, h >= hosts && n >= want, n >= 2 && n == disks:
-			return Good
-		}
-		return Wait
-	}
-	switch judge(q.On) {
-	case Good:
-		return Plan{Verdict: Good}
-	case TooGood:
-		// Hosts whose devices are all in drain or readonly do not count among
-		// those that the verdict compares with; the spread must not suffer by that.
-		return surplus(q, want, func(on, rest []Placement) bool {
-			return judge(rest) != Wait && hostsOf(rest) >= min(want, hostsOf(on))
-		})
-	}
-	candidates := candidates(q)
-	if len(candidates) == 0 {
-		return Plan{Verdict: Wait}
-	}
-	var fresh, used []*cluster.Device // on hosts without and with a copy
-	spread := hostsOf(q.On) < hosts   // otherwise every host is as good as another
-	for _, d := range candidates {
-		if spread && slices.ContainsFunc(q.On, func(p Placement) bool { return p.Device.HostID == d.HostID }) {
-			used = append(used, d)
-		} else {
-			fresh = append(fresh, d)
-		}
-	}
-	ideal := emptiestFirst(fresh, q.Rand)
-	if len(q.On) >= want && len(ideal) == 0 {
-		return Plan{Verdict: Wait} // enough copies: another one on a used host would not help
-	}
-	return copies(ideal, emptiestFirst(used, q.Rand))
-}
-
-// MultipleDevices is the policy that counts devices and does not care for
-// hosts.
-type MultipleDevices struct {
-	Count int // copies; 0 means the class's mindevcount
-}
-
-// String is "MultipleDevices()", with the number where there is one.
-func (p MultipleDevices) String() string { return call("MultipleDevices", p.Count) }
-
-// Decide answers by the rules of MogileFS 2.73's MultipleDevices.
-func (p MultipleDevices) Decide(q Question) Plan {
-	want := wanted(p.Count, q)
-	disks, _ := census(q.Devices)
-	judge := func(on []Placement) Verdict {
-		switch n := len(on); {
-		case n > want:
-			return TooGood
-		case n == want, n >= 2 && n == disks:
-			return Good
-		}
-		return Wait
-	}
-	switch judge(q.On) {
-	case Good:
-		return Plan{Verdict: Good}
-	case TooGood:
-		return surplus(q, want, func(_, rest []Placement) bool { return judge(rest) != Wait })
-	}
-	return copies(emptiestFirst(candidates(q), q.Rand), nil)
-}
-
-func copies(ideal, desperate []*cluster.Device) Plan {
-	if len(ideal) == 0 && len(desperate) == 0 {
-		return Plan{Verdict: Wait}
-	}
-	return Plan{Verdict: Copy, Ideal: ideal, Desperate: desperate}
-}
-
-// census counts the devices that are not dead, and the hosts that have a
-// device whose status is alive, whatever was observed of either.
-func census(devs []*cluster.Device) (disks, hosts int) {
-	seen := make(map[schema.HostID]bool)
-	for _, d := range devs {
-		if !d.Dead() {
-			disks++
-		}
-		if d.Status == schema.DeviceAlive && !seen[d.HostID] {
-			seen[d.HostID] = true
-			hosts++
-		}
-	}
-	return disks, hosts
-}
-
-func hostsOf(on []Placement) int {
+// distinct counts the different values that f has for the copies.
+func distinct[T comparable](on []Placement, f func(*cluster.Device) T) int {
 	n := 0
 	for i, p := range on {
-		if !slices.ContainsFunc(on[:i], func(o Placement) bool { return o.Device.HostID == p.Device.HostID }) {
+		v := f(p.Device)
+		if !slices.ContainsFunc(on[:i], func(o Placement) bool { return f(o.Device) == v }) {
 			n++
 		}
 	}
 	return n
 }
 
+func hostOf(d *cluster.Device) schema.HostID { return d.HostID }
+
+func hostsOf(on []Placement) int { return distinct(on, hostOf) }
+
+func networksOf(on []Placement) int { return distinct(on, (*cluster.Device).Network) }
+
+func anyOn(on []Placement, f func(*cluster.Device) bool) bool {
+	return slices.ContainsFunc(on, func(p Placement) bool { return f(p.Device) })
+}
+
+// candidates are the devices that another copy may be put on. Those that are
+// full or of unknown size are never chosen.
 func candidates(q Question) []*cluster.Device {
 	var c []*cluster.Device
 	for _, d := range q.Devices {
-		if d.TakesFiles(q.MinFreeMB) && !slices.Contains(q.Skip, d.ID) &&
-			!slices.ContainsFunc(q.On, func(p Placement) bool { return p.Device.ID == d.ID }) {
+		if d.TakesFiles(q.MinFreeMB) && d.FreeFraction() > 0 && !slices.Contains(q.Skip, d.ID) &&
+			!anyOn(q.On, func(o *cluster.Device) bool { return o.ID == d.ID }) {
 			c = append(c, d)
 		}
 	}
 	return c
 }
 
-// surplus plans which copies to drop from a file that has more than keep, which
-// every policy wants dropped, until keep are left. may says whether the policy
-// lets the copies on become rest, one fewer.
-func surplus(q Question, keep int, may func(on, rest []Placement) bool) Plan {
-	plan := Plan{Verdict: TooGood, Keep: keep}
+// surplus plans which copies to drop from a file that has some to spare, until
+// it has none.
+func surplus(p Policy, q Question, in census) Plan {
+	plan := Plan{Verdict: TooGood, Keep: keep(p, in)}
 	left := slices.Clone(q.On)
-	for len(left) > keep {
+	for p.judge(in, left) == TooGood {
 		plan.Blocked = false
 		all := slices.Clone(left)
 		slices.SortFunc(left, func(a, b Placement) int { return goesFirst(a, b, all) })
-		i := slices.IndexFunc(left, func(p Placement) bool {
-			rest := without(left, p.Device)
-			if !may(left, rest) {
+		i := slices.IndexFunc(left, func(o Placement) bool {
+			rest := without(left, o.Device.ID)
+			if !spare(p, in, left, rest) {
 				return false
 			}
-			if !p.Readable || !p.Device.LetsDelete() || readable(rest) < keep {
+			if !o.Readable || !o.Device.LetsDelete() || !spareReadable(p, in, left, rest, plan.Keep) {
 				plan.Blocked = true
 				return false
 			}
@@ -273,7 +301,7 @@ func surplus(q Question, keep int, may func(on, rest []Placement) bool) Plan {
 			return plan
 		}
 		plan.Drop = append(plan.Drop, left[i].Device)
-		left = without(left, left[i].Device)
+		left = without(left, left[i].Device.ID)
 	}
 	plan.Blocked = false // whatever could not go need not
 	return plan
@@ -310,20 +338,20 @@ func sharing(p Placement, all []Placement) int {
 	return n
 }
 
-func readable(on []Placement) int {
-	n := 0
+func readable(on []Placement) []Placement {
+	var r []Placement
 	for _, p := range on {
 		if p.Readable {
-			n++
+			r = append(r, p)
 		}
 	}
-	return n
+	return r
 }
 
-func without(on []Placement, d *cluster.Device) []Placement {
+func without(on []Placement, dev protocol.DevID) []Placement {
 	rest := make([]Placement, 0, len(on))
 	for _, p := range on {
-		if p.Device.ID != d.ID {
+		if p.Device.ID != dev {
 			rest = append(rest, p)
 		}
 	}
