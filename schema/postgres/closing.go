@@ -19,6 +19,9 @@ func (s *Store) CloseFile(ctx context.Context, c schema.Close) error {
 	if err := s.checkKey(c.Key); err != nil {
 		return err
 	}
+	if err := schema.CheckHash(c.Checksum.Type, s.sealed()); err != nil {
+		return err
+	}
 	switch {
 	case c.FID > protocol.MaxFID:
 		return protocol.ErrNoTempfile

@@ -148,6 +148,9 @@ const readChecksum = `SELECT hashtype, checksum FROM checksum WHERE fid = $1`
 
 // SetChecksum stores the checksum of a fid that has a file row.
 func (s *Store) SetChecksum(ctx context.Context, fid protocol.FID, sum protocol.Checksum) error {
+	if err := schema.CheckHash(sum.Type, s.sealed()); err != nil {
+		return err
+	}
 	if fid > protocol.MaxFID {
 		return fmt.Errorf("store checksum of fid %d: %w", fid, schema.ErrGone)
 	}

@@ -257,7 +257,11 @@ func TestSealAndUnseal(t *testing.T) {
 		_, err := s.CreateClass(ctx, "d", schema.Class{Name: "ec", MinDevCount: 3, ReplPolicy: "ErasureCode(4,2)"})
 		return err
 	}
-	features := map[string]func() error{"a long key": put, "an IPv6 address": host, "an erasure code": class}
+	hashed := func() error {
+		_, err := s.CreateClass(ctx, "d", schema.Class{Name: "b3", MinDevCount: 2, HashType: protocol.HashBLAKE3})
+		return err
+	}
+	features := map[string]func() error{"a long key": put, "an IPv6 address": host, "an erasure code": class, "BLAKE3": hashed}
 	for name, f := range features {
 		if _, refused := errors.AsType[*protocol.Error](f()); !refused {
 			t.Errorf("%s is not refused while Perl trackers may run", name)
@@ -277,8 +281,9 @@ func TestSealAndUnseal(t *testing.T) {
 		}
 	}
 
+	exec(t, dsn, `INSERT INTO checksum SELECT fid, 7, '\x00' FROM file; INSERT INTO copy_to_delete (fid, devid, what, nexttry) VALUES (1, 1, 'bad', 0)`)
 	_, err = Migrate(ctx, Options{DSN: dsn}, schema.MigrateOptions{Unseal: true})
-	for _, want := range []string{"keys over 255", "IPv6", "ErasureCode"} {
+	for _, want := range []string{"keys over 255", "IPv6", "ErasureCode", "classes with a hash type", "checksums other"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("unseal: %v; want an error that mentions %q", err, want)
 		}
@@ -287,6 +292,10 @@ func TestSealAndUnseal(t *testing.T) {
 		t.Errorf("migrated without a word about seals: %+v", m)
 	}
 	exec(t, dsn, `DELETE FROM file; DELETE FROM host; DELETE FROM class`)
+	if _, err := Migrate(ctx, Options{DSN: dsn}, schema.MigrateOptions{Unseal: true}); err == nil || !strings.Contains(err.Error(), "has checksums other than MD5 and SHA-1") {
+		t.Errorf("unseal with a checksum: %v", err)
+	}
+	exec(t, dsn, `DELETE FROM checksum`) // bad copies that wait are no reason
 	if m := migrate(t, dsn, schema.MigrateOptions{Unseal: true}); m.Version != schema.VersionOpen {
 		t.Errorf("unsealed: %+v", m)
 	}

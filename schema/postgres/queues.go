@@ -87,21 +87,22 @@ func (t queueTable) where() string {
 	return fmt.Sprintf("type = %d", t.kind)
 }
 
-// same is true of the row q that j names.
+// same is true of the row q that j names. It is to be found by its fid, and not
+// among all rows of the queue, which a plan made while the table was empty would
+// prefer: therefore + 0, here and where tokens are compared.
 func (t queueTable) same() string {
-	if t.queue == schema.QueueCopyDelete {
+	switch {
+	case t.queue == schema.QueueCopyDelete:
 		return "q.fid = j.fid AND q.devid = j.devid AND q.what = j.what"
+	case t.kind != 0:
+		return fmt.Sprintf("q.fid = j.fid AND q.type + 0 = %d", t.kind)
 	}
-	return "q.fid = j.fid AND q." + t.where()
+	return "q.fid = j.fid"
 }
 
 // sql fills in a template: {t} is the table, and so on.
 func (t queueTable) sql(template string) string {
-	same := t.same()
-	if t.kind == 0 && t.queue != schema.QueueCopyDelete {
-		same = "q.fid = j.fid"
-	}
-	return in(template, t.table, t.where(), same, t.device(), t.flags(), t.what(), t.argument(), t.setFlags("j.token"))
+	return in(template, t.table, t.where(), t.same(), t.device(), t.flags(), t.what(), t.argument(), t.setFlags("j.token"))
 }
 
 const (
@@ -120,13 +121,13 @@ const (
 
 	renew = `WITH j AS MATERIALIZED (SELECT j.*, least(greatest(` + now + ` + $2::int8 + floor(random() * ($3::int8 + 1))::int8, j.nexttry + 1), 2147483646) AS token
 			FROM unnest($4::int8[], $5::int8[], $6::text[], $7::int8[], $8::int8[]) j (fid, devid, what, nexttry, at))
-		UPDATE {0} q SET nexttry = j.token{7} FROM j WHERE {2} AND q.nexttry = j.nexttry RETURNING j.at, q.nexttry`
+		UPDATE {0} q SET nexttry = j.token{7} FROM j WHERE {2} AND q.nexttry + 0 = j.nexttry RETURNING j.at, q.nexttry`
 
 	finish = `DELETE FROM {0} q USING unnest($1::int8[], $2::int8[], $3::text[], $4::int8[], $5::int8[]) j (fid, devid, what, nexttry, at)
-		WHERE {2} AND q.nexttry = j.nexttry RETURNING j.at`
+		WHERE {2} AND q.nexttry + 0 = j.nexttry RETURNING j.at`
 
 	reschedule = `UPDATE {0} q SET nexttry = CASE WHEN $2::int8 >= 2147483647 THEN 2147483647 ELSE least(` + now + ` + $2::int8, 2147483647) END,
-			failcount = $3 FROM (SELECT $4::int8 AS fid, $5::int8 AS devid, $6::text AS what) j WHERE {2} AND q.nexttry = $7`
+			failcount = $3 FROM (SELECT $4::int8 AS fid, $5::int8 AS devid, $6::text AS what) j WHERE {2} AND q.nexttry + 0 = $7`
 )
 
 // jobArrays are the columns of jobs of one queue; at is each one's place among

@@ -1,6 +1,7 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -125,10 +126,38 @@ func (s *Store) CreateDomain(ctx context.Context, name string) (schema.DMID, err
 		if there {
 			return protocol.ErrDomainExists
 		}
-		const insert = `INSERT INTO domain (dmid, namespace) SELECT coalesce(max(dmid), 0) + 1, $1 FROM domain RETURNING dmid`
-		return tx.QueryRow(ctx, insert, name).Scan(&dmid)
+		n, err := nextNumber(ctx, tx, schema.HighestDMID, `SELECT coalesce(max(dmid), 0) FROM domain`)
+		if err != nil {
+			return err
+		}
+		dmid = schema.DMID(n)
+		_, err = tx.Exec(ctx, insertDomain, n, name)
+		return err
 	})
 	return dmid, err
+}
+
+const (
+	insertDomain = `INSERT INTO domain (dmid, namespace) VALUES ($1, $2)`
+
+	// keepNumber remembers a number that was deleted.
+	keepNumber = `INSERT INTO mogile_meta AS m (name, value) VALUES ($1, $2::int4::text)
+		ON CONFLICT (name) DO UPDATE SET value = greatest(m.value::int, EXCLUDED.value::int)::text`
+
+	deletedNumber = `SELECT coalesce(max(value::int), 0) FROM mogile_meta WHERE name = $1`
+)
+
+// nextNumber is that of a new row, where live queries the highest that there is
+// and deleted names the highest that was deleted.
+func nextNumber(ctx context.Context, tx pgx.Tx, deleted, live string, args ...any) (int, error) {
+	var gone, highest int
+	if err := tx.QueryRow(ctx, deletedNumber, deleted).Scan(&gone); err != nil {
+		return 0, err
+	}
+	if err := tx.QueryRow(ctx, live, args...).Scan(&highest); err != nil {
+		return 0, err
+	}
+	return schema.NextNumber(highest, gone), nil
 }
 
 // domainID finds a domain by name.
@@ -172,7 +201,13 @@ func (s *Store) DeleteDomain(ctx context.Context, name string) error {
 		if _, err := tx.Exec(ctx, `DELETE FROM class WHERE dmid = $1`, int16(dmid)); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, `DELETE FROM domain WHERE dmid = $1`, int16(dmid))
+		if _, err = tx.Exec(ctx, `DELETE FROM domain WHERE dmid = $1`, int16(dmid)); err != nil {
+			return err
+		}
+		if _, err = tx.Exec(ctx, `DELETE FROM mogile_meta WHERE name = $1`, schema.HighestClassID(dmid)); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, keepNumber, schema.HighestDMID, int(dmid))
 		return err
 	})
 }
@@ -188,17 +223,7 @@ func nullable(v string) *string {
 // checkPolicy keeps what Perl trackers would misread out of a database that
 // they may use.
 func (s *Store) checkPolicy(policy string, hash protocol.HashType) error {
-	if s.sealed() {
-		return nil
-	}
-	const remedy = " needs a sealed schema: see mogile migrate --seal"
-	if strings.Contains(policy, "ErasureCode") {
-		return &protocol.Error{Code: "invalid_replpolicy", Text: "ErasureCode" + remedy}
-	}
-	if hash > protocol.HashSHA1 {
-		return &protocol.Error{Code: "invalid_hashtype", Text: "This hash type" + remedy}
-	}
-	return nil
+	return cmp.Or(schema.CheckPolicy(policy, s.sealed()), schema.CheckHash(hash, s.sealed()))
 }
 
 // CreateClass stores a class.
@@ -225,14 +250,22 @@ func (s *Store) CreateClass(ctx context.Context, domain string, c schema.Class) 
 		if there {
 			return protocol.ErrClassExists
 		}
-		return tx.QueryRow(ctx, insertClass, int16(dmid), c.Name, c.MinDevCount, int16(c.HashType), nullable(c.ReplPolicy)).Scan(&id)
+		n := 0
+		if c.Name != schema.DefaultClass {
+			const live = `SELECT coalesce(max(greatest(classid, 0)), 0) FROM class WHERE dmid = $1`
+			if n, err = nextNumber(ctx, tx, schema.HighestClassID(dmid), live, int16(dmid)); err != nil {
+				return err
+			}
+		}
+		id = schema.ClassID(n)
+		_, err = tx.Exec(ctx, insertClass, int16(dmid), n, c.Name, c.MinDevCount, int16(c.HashType), nullable(c.ReplPolicy))
+		return err
 	})
 	return id, err
 }
 
 const insertClass = `INSERT INTO class (dmid, classid, classname, mindevcount, hashtype, replpolicy)
-	SELECT $1, CASE WHEN $2::text = 'default' THEN 0 ELSE coalesce(max(greatest(classid, 0)), 0) + 1 END, $2, $3, nullif($4::int2, 0), $5
-	FROM class WHERE dmid = $1 RETURNING classid`
+	VALUES ($1, $2, $3, $4, nullif($5::int2, 0), $6)`
 
 // defaultMinDevCount is that of a class "default" that is stored first by an
 // update which does not say (the default of MogileFS 2.73).
@@ -320,7 +353,10 @@ func (s *Store) DeleteClass(ctx context.Context, domain, class string) error {
 		if used {
 			return protocol.ErrClassHasFiles
 		}
-		_, err = tx.Exec(ctx, `DELETE FROM class WHERE dmid = $1 AND classid = $2`, int16(dmid), id)
+		if _, err = tx.Exec(ctx, `DELETE FROM class WHERE dmid = $1 AND classid = $2`, int16(dmid), id); err != nil {
+			return err
+		}
+		_, err = tx.Exec(ctx, keepNumber, schema.HighestClassID(dmid), int(id))
 		return err
 	})
 }

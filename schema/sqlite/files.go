@@ -181,6 +181,9 @@ func (s *Store) CloseFile(ctx context.Context, c schema.Close) (err error) {
 	if err := s.checkKey(c.Key); err != nil {
 		return err
 	}
+	if err := schema.CheckHash(c.Checksum.Type, s.sealed); err != nil {
+		return err
+	}
 	return change(ctx, s, func(t *tx) error {
 		if _, err := t.takeTempfile(c.FID); err != nil {
 			return err
@@ -517,6 +520,9 @@ func (s *Store) SetChecksum(ctx context.Context, fid protocol.FID, sum protocol.
 	defer wrap(&err, "set checksum of fid %d", fid)
 	if sum.IsZero() {
 		return errors.New("there is no checksum to set")
+	}
+	if err := schema.CheckHash(sum.Type, s.sealed); err != nil {
+		return err
 	}
 	return change(ctx, s, func(t *tx) error {
 		if ok, err := t.hasFile(fid); err != nil {

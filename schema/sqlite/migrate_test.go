@@ -132,6 +132,25 @@ func TestUnsealLongKey(t *testing.T) {
 	}
 }
 
+// TestUnsealBLAKE3 keeps a database sealed while a class or a checksum has what
+// MogileFS does not know.
+func TestUnsealBLAKE3(t *testing.T) {
+	t.Parallel()
+	o := Options{Path: filepath.Join(t.TempDir(), "new.db")}
+	migrate(t, o, schema.MigrateOptions{})
+	for _, c := range []struct{ make, unmake string }{
+		{"INSERT INTO class (dmid, classid, classname, mindevcount, hashtype) VALUES (1, 1, 'c', 2, 7)", "DELETE FROM class"},
+		{"INSERT INTO checksum (fid, hashtype, checksum) VALUES (1, 7, x'00')", "DELETE FROM checksum"},
+	} {
+		execSQL(t, o, c.make)
+		if _, err := Migrate(t.Context(), o, schema.MigrateOptions{Unseal: true}); err == nil || !strings.Contains(err.Error(), "that MogileFS lacks") {
+			t.Errorf("unsealing after %s: %v; want a refusal", c.make, err)
+		}
+		execSQL(t, o, c.unmake)
+	}
+	migrate(t, o, schema.MigrateOptions{Unseal: true})
+}
+
 // mogileFS is a database as another program might have made it: MogileFS's
 // tables with other types, no AUTOINCREMENT, and other names of indexes.
 const mogileFS = `

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
@@ -74,13 +75,37 @@ func scanSettings(into map[string]string) func(*sql.Rows) error {
 // CreateDomain gives a domain its number; see [schema.Topology].
 func (s *Store) CreateDomain(ctx context.Context, name string) (_ schema.DMID, err error) {
 	defer wrap(&err, "create domain %q", name)
-	return write(ctx, s, func(t *tx) (id schema.DMID, err error) {
-		_, err = t.row("INSERT INTO domain (dmid, namespace) SELECT coalesce(max(dmid), 0) + 1, ? FROM domain RETURNING dmid", []any{name}, &id)
+	return write(ctx, s, func(t *tx) (schema.DMID, error) {
+		n, err := t.nextNumber(schema.HighestDMID, "SELECT coalesce(max(dmid), 0) FROM domain")
+		if err != nil {
+			return 0, err
+		}
+		_, err = t.exec("INSERT INTO domain (dmid, namespace) VALUES (?, ?)", n, name)
 		if isDuplicate(err) {
 			return 0, protocol.ErrDomainExists
 		}
-		return id, err
+		return schema.DMID(n), err
 	})
+}
+
+// nextNumber is that of a new row, where live queries the highest that there is
+// and deleted names the highest that was deleted.
+func (t *tx) nextNumber(deleted, live string, args ...any) (int, error) {
+	var gone, highest int // gone stays 0 where there is none
+	if _, err := t.row("SELECT CAST(value AS INT) FROM mogile_meta WHERE name = ?", []any{deleted}, &gone); err != nil {
+		return 0, err
+	}
+	if _, err := t.row(live, args, &highest); err != nil {
+		return 0, err
+	}
+	return schema.NextNumber(highest, gone), nil
+}
+
+// keepNumber remembers a number that was deleted.
+func (t *tx) keepNumber(name string, n int) error {
+	_, err := t.exec(`INSERT INTO mogile_meta (name, value) VALUES (?1, ?2)
+		ON CONFLICT (name) DO UPDATE SET value = max(CAST(value AS INT), ?2)`, name, n)
+	return err
 }
 
 // domain finds a domain by name.
@@ -121,8 +146,13 @@ func (s *Store) DeleteDomain(ctx context.Context, name string) (err error) {
 		if _, err := t.exec("DELETE FROM class WHERE dmid = ?", id); err != nil {
 			return err
 		}
-		_, err = t.exec("DELETE FROM domain WHERE dmid = ?", id)
-		return err
+		if _, err = t.exec("DELETE FROM domain WHERE dmid = ?", id); err != nil {
+			return err
+		}
+		if _, err = t.exec("DELETE FROM mogile_meta WHERE name = ?", schema.HighestClassID(id)); err != nil {
+			return err
+		}
+		return t.keepNumber(schema.HighestDMID, int(id))
 	})
 }
 
@@ -137,9 +167,17 @@ func portColumn(port int) sql.NullInt64 {
 	return sql.NullInt64{Int64: int64(port), Valid: port != 0}
 }
 
+// checkClass refuses what MogileFS would misread, in a database that it may use.
+func (s *Store) checkClass(policy string, hash protocol.HashType) error {
+	return cmp.Or(schema.CheckPolicy(policy, s.sealed), schema.CheckHash(hash, s.sealed))
+}
+
 // CreateClass stores a class; see [schema.Topology].
 func (s *Store) CreateClass(ctx context.Context, domain string, c schema.Class) (_ schema.ClassID, err error) {
 	defer wrap(&err, "create class %q of domain %q", c.Name, domain)
+	if err := s.checkClass(c.ReplPolicy, c.HashType); err != nil {
+		return 0, err
+	}
 	return write(ctx, s, func(t *tx) (schema.ClassID, error) {
 		id, err := t.domain(domain)
 		if err != nil {
@@ -149,17 +187,20 @@ func (s *Store) CreateClass(ctx context.Context, domain string, c schema.Class) 
 	})
 }
 
-func (t *tx) insertClass(dmid schema.DMID, c schema.Class) (id schema.ClassID, err error) {
-	number := "(SELECT coalesce(max(classid), 0) + 1 FROM class WHERE dmid = ?1)"
-	if c.Name == schema.DefaultClass {
-		number = "0"
+func (t *tx) insertClass(dmid schema.DMID, c schema.Class) (schema.ClassID, error) {
+	n := 0
+	if c.Name != schema.DefaultClass {
+		var err error
+		if n, err = t.nextNumber(schema.HighestClassID(dmid), "SELECT coalesce(max(classid), 0) FROM class WHERE dmid = ?", dmid); err != nil {
+			return 0, err
+		}
 	}
-	_, err = t.row("INSERT INTO class (dmid, classid, classname, mindevcount, hashtype, replpolicy) VALUES (?1, "+number+", ?2, ?3, ?4, ?5) RETURNING classid",
-		[]any{dmid, c.Name, c.MinDevCount, hashColumn(c.HashType), textColumn(c.ReplPolicy)}, &id)
+	_, err := t.exec("INSERT INTO class (dmid, classid, classname, mindevcount, hashtype, replpolicy) VALUES (?, ?, ?, ?, ?, ?)",
+		dmid, n, c.Name, c.MinDevCount, hashColumn(c.HashType), textColumn(c.ReplPolicy))
 	if isDuplicate(err) {
 		return 0, protocol.ErrClassExists
 	}
-	return id, err
+	return schema.ClassID(n), err
 }
 
 // class finds a class that has a row.
@@ -182,6 +223,17 @@ const defaultMinDevCount = 2
 // UpdateClass changes a class; see [schema.Topology].
 func (s *Store) UpdateClass(ctx context.Context, domain, class string, ch schema.ClassChange) (err error) {
 	defer wrap(&err, "update class %q of domain %q", class, domain)
+	var policy string
+	var hash protocol.HashType
+	if ch.ReplPolicy != nil {
+		policy = *ch.ReplPolicy
+	}
+	if ch.HashType != nil {
+		hash = *ch.HashType
+	}
+	if err := s.checkClass(policy, hash); err != nil {
+		return err
+	}
 	return change(ctx, s, func(t *tx) error {
 		dmid, id, err := t.class(domain, class)
 		if class == schema.DefaultClass && errors.Is(err, protocol.ErrClassNotFound) {
@@ -241,8 +293,10 @@ func (s *Store) DeleteClass(ctx context.Context, domain, class string) (err erro
 				return protocol.ErrClassHasFiles
 			}
 		}
-		_, err = t.exec("DELETE FROM class WHERE dmid = ? AND classid = ?", dmid, id)
-		return err
+		if _, err = t.exec("DELETE FROM class WHERE dmid = ? AND classid = ?", dmid, id); err != nil {
+			return err
+		}
+		return t.keepNumber(schema.HighestClassID(dmid), int(id))
 	})
 }
 
