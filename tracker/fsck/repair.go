@@ -375,9 +375,10 @@ func (b *batch) settle(ctx context.Context, plans []repair) error {
 		default:
 			b.finish(outcomeClean)
 		}
-		if r.lost {
+		switch {
+		case r.lost:
 			lost = append(lost, r.file.FID)
-		} else {
+		case !r.requeue: // else replication counts
 			counts = append(counts, r.file.FID)
 		}
 	}
