@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/transfer"
 	"github.com/mogile/mogile/storaged/volume"
 )
 
@@ -46,6 +47,7 @@ type Daemon struct {
 	side      *sideChannel
 	drain     time.Duration
 	inventory *inventory
+	transfers *transfer.Transfers
 	log       zerolog.Logger
 
 	serving chan struct{} // closed when Run serves
@@ -122,6 +124,9 @@ func New(o Options) (_ *Daemon, err error) {
 	d.usage = newUsage(d.docroot, o)
 	d.disks = newUtilisation(d.docroot, o)
 	bufs := new(buffers)
+	d.transfers = transfer.New(transfer.Options{
+		Docroot: d.docroot, PerDevice: o.TransfersPerDevice, Bandwidth: o.ReplicationBandwidth, Registerer: d.registry, Log: o.Log,
+	})
 	d.inventory = &inventory{docroot: d.docroot, meter: m, now: o.Now, log: o.Log}
 	d.trash = &emptier{docroot: d.docroot, meter: m, log: o.Log, busy: map[protocol.DevID]bool{}}
 	taken := newOrders(o.ClusterKeys, d.orderKinds(), o.Now, d.registry, o.Log)
@@ -150,7 +155,7 @@ func New(o Options) (_ *Daemon, err error) {
 			return nil, err
 		}
 		*s.to = &server{
-			handler:  &plane{docroot: d.docroot, buffers: bufs, orders: taken, readOnly: s.readOnly},
+			handler:  &plane{docroot: d.docroot, buffers: bufs, orders: taken, transfers: d.transfers, readOnly: s.readOnly},
 			listener: l, buffers: bufs, meter: m, log: o.Log,
 		}
 		if !s.readOnly {
@@ -333,6 +338,9 @@ func (d *Daemon) Close() error {
 	var errs []error
 	for _, l := range d.listeners() {
 		errs = append(errs, ignoreClosed(l.Close()))
+	}
+	if d.transfers != nil {
+		d.transfers.Close()
 	}
 	if d.docroot != nil {
 		errs = append(errs, d.docroot.Close())

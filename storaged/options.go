@@ -45,6 +45,13 @@ type Options struct {
 	// any, orders are taken only on listeners on loopback addresses.
 	ClusterKeys [][]byte
 
+	// TransfersPerDevice bounds the files that are fetched at a time from other
+	// storage daemons to each device; 0 means transfer.DefaultPerDevice.
+	TransfersPerDevice int
+	// ReplicationBandwidth is how many bytes a second all of them together may
+	// bring; 0 means any number.
+	ReplicationBandwidth int64
+
 	// MaxConns bounds the open connections of each listener; default 10000. One
 	// more waits, and the others in the kernel's queue.
 	MaxConns int
@@ -110,7 +117,7 @@ func (o Options) withDefaults() (Options, error) {
 		bad  bool
 	}{
 		{"connections", o.MaxConns < 0}, {"usage interval", o.UsageInterval < 0}, {"client timeout", o.ClientTimeout < 0},
-		{"drain timeout", o.DrainTimeout < 0}, {"time after which a disk is stuck", o.StuckAfter < 0},
+		{"drain timeout", o.DrainTimeout < 0}, {"transfers per device", o.TransfersPerDevice < 0}, {"replication bandwidth", o.ReplicationBandwidth < 0}, {"time after which a disk is stuck", o.StuckAfter < 0},
 	} {
 		if n.bad {
 			errs = append(errs, fmt.Errorf("%s: must not be negative", n.name))

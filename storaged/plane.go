@@ -15,15 +15,17 @@ import (
 	"time"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/transfer"
 	"github.com/mogile/mogile/storaged/volume"
 )
 
 // plane is the data plane: what the methods do to the volumes.
 type plane struct {
-	docroot  *volume.Docroot
-	buffers  *buffers
-	orders   *orders
-	readOnly bool // GET and HEAD only
+	docroot   *volume.Docroot
+	buffers   *buffers
+	orders    *orders
+	transfers *transfer.Transfers
+	readOnly  bool // GET and HEAD only
 }
 
 var _ handler = (*plane)(nil)
@@ -162,6 +164,9 @@ func (p *plane) delete(ctx context.Context, t target) answer {
 			return failed(err)
 		}
 		return answer{status: http.StatusNotFound} // a file is not a directory
+	}
+	if err := p.transfers.Cancel(ctx, t.dev, t.name); err != nil {
+		return failed(err)
 	}
 	if err := v.Remove(ctx, t.name); err != nil {
 		return failed(err)

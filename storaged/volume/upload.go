@@ -99,6 +99,9 @@ func (v *Volume) Create(ctx context.Context, name string) (*Upload, error) {
 // Size is how many bytes were written.
 func (u *Upload) Size() int64 { return u.sum.Length }
 
+// Sum is that of what was written so far.
+func (u *Upload) Sum() Sum { return u.sum }
+
 // Write takes p. It waits for a hanging disk for StuckAfter at most. After an
 // error the upload is over, and nothing of it is left.
 func (u *Upload) Write(p []byte) (int, error) {
