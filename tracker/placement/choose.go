@@ -35,6 +35,42 @@ func NewFileDevices(devs []*cluster.Device, n int, size, minFreeMB int64, rng *r
 	return distinctHostsFirst(emptiestFirst(able, rng), n)
 }
 
+// NewFileDevicesNear is [NewFileDevices] with the devices of a zone before all
+// others, each group in its order. In no zone they are all alike.
+func NewFileDevicesNear(zone string, devs []*cluster.Device, n int, size, minFreeMB int64, rng *rand.Rand) []*cluster.Device {
+	if zone == "" {
+		return NewFileDevices(devs, n, size, minFreeMB, rng)
+	}
+	var near, far []*cluster.Device
+	for _, d := range devs {
+		if d.Zone() == zone {
+			near = append(near, d)
+		} else {
+			far = append(far, d)
+		}
+	}
+	chosen := NewFileDevices(near, n, size, minFreeMB, rng)
+	return append(chosen, NewFileDevices(far, n-len(chosen), size, minFreeMB, rng)...)
+}
+
+// NearFirst sorts devices in place, and returns them: those in the first of
+// zones, then those in the second, and so on, then all others, each group in the
+// order that it had. Empty zones do not count.
+//
+// A copy that its destination fetches by itself crosses the network from the
+// source to there, so that its sources are best sorted by the destination's zone;
+// one that a tracker streams crosses twice, and the tracker's zone comes first.
+func NearFirst(devs []*cluster.Device, zones ...string) []*cluster.Device {
+	rank := func(d *cluster.Device) int {
+		if i := slices.Index(zones, d.Zone()); i >= 0 && d.Zone() != "" {
+			return i
+		}
+		return len(zones)
+	}
+	slices.SortStableFunc(devs, func(a, b *cluster.Device) int { return cmp.Compare(rank(a), rank(b)) })
+	return devs
+}
+
 func fitting(devs []*cluster.Device, size int64) []*cluster.Device {
 	var fit, unknown []*cluster.Device
 	for _, d := range devs {

@@ -309,6 +309,7 @@ func aCluster(t *rapid.T) Question {
 	id := 0
 	for h := 1; h <= hosts; h++ {
 		hst := host(h)
+		settle(hst, rapid.SampledFrom([]string{"", "a", "a", "b", "c"}).Draw(t, "zone"))
 		hst.Status = rapid.SampledFrom([]string{schema.HostAlive, schema.HostAlive, schema.HostAlive, schema.HostReadonly, schema.HostDown, schema.HostDead}).Draw(t, "host status")
 		if rapid.IntRange(0, 9).Draw(t, "host away") == 0 {
 			hst.Observed = cluster.HostUnreachable
@@ -334,83 +335,46 @@ func aCluster(t *rapid.T) Question {
 	return q
 }
 
-// TestPlansConverge carries out what the policy says until it says nothing
-// more. Copies come before drops and never after one, a drop never leaves the
-// policy unsatisfied or fewer than Keep other readable copies, and it ends.
-func TestPlansConverge(t *testing.T) {
-	t.Parallel()
-	rapid.Check(t, func(t *rapid.T) {
-		q := aCluster(t)
-		policy := rapid.SampledFrom([]Policy{
-			MultipleHosts{}, MultipleHosts{Count: 2}, MultipleHosts{Count: 3}, MultipleDevices{}, MultipleDevices{Count: 2},
-		}).Draw(t, "policy")
-		dropped := false
-		for steps := 0; ; steps++ {
-			if steps > 2*len(q.Devices) {
-				t.Fatalf("no end after %d steps", steps)
-			}
-			p := policy.Decide(q)
-			switch p.Verdict {
-			case Good, Wait:
-				if p.Target() != nil || len(p.Drop) > 0 {
-					t.Fatalf("%v with actions: %+v", p.Verdict, p)
-				}
-				if dropped && p.Verdict != Good {
-					t.Fatalf("%v after a drop", p.Verdict)
-				}
-				return
-			case Copy:
-				if dropped {
-					t.Fatal("a copy is wanted after a drop")
-				}
-				for _, d := range slices.Concat(p.Ideal, p.Desperate) {
-					if !d.TakesFiles(q.MinFreeMB) || slices.Contains(q.Skip, d.ID) ||
-						slices.ContainsFunc(q.On, func(o Placement) bool { return o.Device == d }) {
-						t.Fatalf("dev%d cannot be a destination", d.ID)
-					}
-				}
-				d := p.Target()
-				if d == nil {
-					t.Fatal("copy without a destination")
-				}
-				q.On = append(q.On, Placement{Device: d, Readable: d.Readable()})
-			case TooGood:
-				if len(p.Drop) == 0 {
-					return
-				}
-				for _, d := range p.Drop {
-					dropped = true
-					q.On = without(q.On, d.ID)
-					if v := policy.Decide(q).Verdict; v != Good && v != TooGood {
-						t.Fatalf("dropping dev%d leaves %v", d.ID, v)
-					}
-					if n := len(readable(q.On)); n < p.Keep {
-						t.Fatalf("dropping dev%d leaves %d readable copies of %d", d.ID, n, p.Keep)
-					}
-					if !d.LetsDelete() || !d.Readable() {
-						t.Fatalf("dev%d lets nothing be dropped", d.ID)
-					}
-				}
-				if v := policy.Decide(q); len(v.Drop) > 0 {
-					t.Fatalf("the plan left dev%d to drop", v.Drop[0].ID)
-				}
-			}
-		}
-	})
-}
-
 func BenchmarkDecide(b *testing.B) {
 	var devs []*cluster.Device
 	for h := range 50 {
 		hst := host(h + 1)
+		settle(hst, []string{"a", "b", "c"}[h%3])
 		for d := range 20 {
 			devs = append(devs, device(h*20+d+1, hst))
 		}
 	}
-	q := Question{On: []Placement{{devs[0], true}}, Devices: devs, MinDevCount: 2, Rand: seeded(1)}
-	for b.Loop() {
-		if p := (MultipleHosts{}).Decide(q); p.Target() == nil {
-			b.Fatal("no target")
+	copies := func(devs ...*cluster.Device) (on []Placement) {
+		for _, d := range devs {
+			on = append(on, Placement{d, true})
 		}
+		return on
+	}
+	for _, policy := range []string{
+		"MultipleHosts()", "MultipleDevices()", "MultipleNetworks()", "HostsPerNetwork(a=1, b=1)",
+		"Union(HostsPerNetwork(a=2), MultipleNetworks(2), MultipleHosts(3))",
+	} {
+		p, err := ParsePolicy(policy)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Run(p.String(), func(b *testing.B) {
+			q := Question{On: copies(devs[0]), Devices: devs, MinDevCount: 2, Rand: seeded(1)}
+			b.Run("copy", func(b *testing.B) {
+				for b.Loop() {
+					if p := p.Decide(q); p.Target() == nil {
+						b.Fatal("no target")
+					}
+				}
+			})
+			q.On = copies(devs[0], devs[1], devs[20], devs[60], devs[40], devs[80])
+			b.Run("drop", func(b *testing.B) {
+				for b.Loop() {
+					if p := p.Decide(q); len(p.Drop) == 0 {
+						b.Fatal("nothing to drop")
+					}
+				}
+			})
+		})
 	}
 }
