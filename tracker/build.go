@@ -22,7 +22,8 @@ func (t *Tracker) build(numbers *work.Numbers) {
 	t.cluster = cluster.New(t.store, cluster.Options{DefaultMinDevCount: o.DefaultMinDevCount, Log: t.log})
 	t.storage = storage.New(storage.Options{
 		PoolSize: o.ConnPoolSize, NodeTimeout: o.NodeTimeout, ConnTimeout: o.ConnTimeout,
-		MgmtPort: o.StorageMgmtPort, SkipMkcol: t.skipMkcol, Now: t.now, Log: t.log,
+		MgmtPort: o.StorageMgmtPort, Key: o.ClusterKey, CopyRate: o.ReplicationBandwidth,
+		SkipMkcol: t.skipMkcol, Now: t.now, Log: t.log,
 	})
 	watched := monitorLog{t: t}
 	t.monitor = monitor.New(monitor.Options{
@@ -36,7 +37,7 @@ func (t *Tracker) build(numbers *work.Numbers) {
 	outage := work.NewOutage(t.log)
 	t.replicate = replicate.New(replicate.Options{
 		Store: t.store, Cluster: t.cluster, Storage: t.storage, Fids: fids,
-		Jobs: o.ReplicateJobs, MinFreeMB: o.MinFreeMB, UseGetPort: o.ReplUseGetPort,
+		Jobs: o.ReplicateJobs, PerDevice: o.CopiesPerDevice, MinFreeMB: o.MinFreeMB, UseGetPort: o.ReplUseGetPort,
 		Outage: outage, Numbers: numbers, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
 	})
 	t.deleter = deleter.New(deleter.Options{
@@ -58,6 +59,10 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		}),
 		Jobs: o.FsckJobs, Bandwidth: bandwidth, Queues: t.lengths.count, Changed: t.namespaceChanged,
 		Outage: outage, Numbers: numbers, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
+	})
+	t.strays = fsck.NewStrays(fsck.StrayOptions{
+		Store: t.store, Cluster: t.cluster, Storage: t.storage, Fids: fids, ClusterID: o.ClusterID,
+		Metrics: t.metrics.Registry(), Log: t.log,
 	})
 	reaper := pool(jobReaper, o.ReaperJobs, idle)
 	gates := []*gated{newGated(t.replicate.Pool()), newGated(t.deleter.Pool()), newGated(t.fsck.Pool())}

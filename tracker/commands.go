@@ -90,6 +90,8 @@ func (t *Tracker) table() map[string]*command {
 		"scrub_start":   t.scrubStart,
 		"scrub_stop":    t.scrubStop,
 
+		"strays": t.strayPage,
+
 		"clear_cache":      t.clearCache,
 		"do_monitor_round": t.doMonitorRound,
 		"noop":             func(context.Context, *query) error { return nil },

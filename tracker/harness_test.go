@@ -52,6 +52,7 @@ type fakeHost struct {
 
 	records  atomic.Bool // requests and lines are kept in heard
 	hangs    atomic.Bool // answers nothing
+	orders   atomic.Bool // takes orders: see inventory
 	anything atomic.Bool // says that every file is there, of 5 bytes
 
 	mu    sync.Mutex // guards what follows
@@ -140,6 +141,10 @@ func (h *fakeHost) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.mu.Unlock()
 	if h.records.Load() {
 		h.heard = append(h.heard, r.Method+" "+r.RequestURI)
+	}
+	if r.Method == http.MethodPost && h.orders.Load() {
+		h.inventory(w, body)
+		return
 	}
 	device, _, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/"), "/")
 	if !h.devs[device] {

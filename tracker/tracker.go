@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -55,7 +56,7 @@ type Options struct {
 	Version string
 
 	QueryJobs     int // requests worked on at once; 0 means 20, at most 500
-	ReplicateJobs int // 0 means 4, below 0 none
+	ReplicateJobs int // 0 means 16, below 0 none
 	DeleteJobs    int // 0 means 1, below 0 none
 	FsckJobs      int // ranges of files checked at once; 0 means 1, below 0 none
 	// ReaperJobs counts workers that do nothing yet, for the scripts that look at
@@ -65,6 +66,12 @@ type Options struct {
 	// and fsck workers, until a console wants it.
 	NoJobMaster bool
 
+	// LocalNetwork is an address in the network that the tracker is in: new files
+	// are put into the client's zone, and files to be copied are read from the
+	// tracker's, where they can be. The zero value is in none. See
+	// [CheckLocalNetwork].
+	LocalNetwork netip.Addr
+
 	MinFreeMB          int64 // devices with less free, in MiB, get no new files; 0 means 100, below 0 no limit
 	DefaultMinDevCount int   // copies in a class "default" without a row; 0 means 2
 
@@ -73,7 +80,11 @@ type Options struct {
 	ConnPoolSize    int           // connections to each storage daemon; 0 means 20
 	StorageMgmtPort int           // side channel of all storage hosts; 0 means 7501, below 0 there is none
 	ReplUseGetPort  bool          // replicate from the hosts' get port
-	TempfileAge     time.Duration // age at which an upload that nobody closed is given up; 0 means 1 h
+
+	CopiesPerDevice      int   // copies that a device is source or destination of at once; 0 means 4
+	ReplicationBandwidth int64 // bytes a second of all copies together; 0 means any
+
+	TempfileAge time.Duration // age at which an upload that nobody closed is given up; 0 means 1 h
 
 	// ClusterKey signs what this tracker orders storage daemons to do. Without
 	// it orders go to loopback addresses only, and what needs them elsewhere is
@@ -138,6 +149,10 @@ func (o Options) withDefaults() (Options, error) {
 	count("DefaultMinDevCount", &o.DefaultMinDevCount, 2, protocol.MaxDevID)
 	count("ConnPoolSize", &o.ConnPoolSize, 20, 1<<16)
 	count("MaxConns", &o.MaxConns, 10000, 1<<20)
+	count("CopiesPerDevice", &o.CopiesPerDevice, 4, maxWorkers)
+	if o.ReplicationBandwidth < 0 || o.ReplicationBandwidth > 0 && o.ReplicationBandwidth < minBandwidth {
+		wrong = append(wrong, fmt.Errorf("ReplicationBandwidth must be at least %d bytes a second, or 0, it is %d", minBandwidth, o.ReplicationBandwidth))
+	}
 	count("MaxLine", &o.MaxLine, protocol.MaxLine, 1<<30)
 	workers := func(name string, v *int, byDefault int) {
 		if *v == 0 {
@@ -148,7 +163,7 @@ func (o Options) withDefaults() (Options, error) {
 			wrong = append(wrong, fmt.Errorf("%s must be at most %d, it is %d", name, maxWorkers, *v))
 		}
 	}
-	workers("ReplicateJobs", &o.ReplicateJobs, 4)
+	workers("ReplicateJobs", &o.ReplicateJobs, 16)
 	workers("DeleteJobs", &o.DeleteJobs, 1)
 	workers("FsckJobs", &o.FsckJobs, 1)
 	workers("ReaperJobs", &o.ReaperJobs, 1)
@@ -181,6 +196,10 @@ func (o Options) withDefaults() (Options, error) {
 	return o, errors.Join(wrong...)
 }
 
+// minBandwidth is the least that copies can be limited to: less would make the
+// storage daemons take each other for dead.
+const minBandwidth = 64 << 10
+
 // Tracker is the daemon. Make it with [New].
 type Tracker struct {
 	opts     Options
@@ -197,6 +216,7 @@ type Tracker struct {
 	replicate *replicate.Worker
 	deleter   *deleter.Worker
 	fsck      *fsck.Worker
+	strays    *fsck.Strays
 	workers   []func(context.Context) error // what must be run, but for the monitor
 	watching  *work.Pool                    // runs the monitor
 	watcher   atomic.Int64                  // the number of the worker that does
