@@ -55,7 +55,8 @@ func (t *Tracker) getPaths(ctx context.Context, q *query) error {
 	return nil
 }
 
-// readPaths are the URLs of as many copies as q asks for. Copies are verified
+// readPaths are the URLs of as many copies as q asks for, those in the client's
+// zone first. Copies are verified
 // until one has the right size, unless the client will look for itself; devices
 // in drain come last, and one that cannot be read only where there is no other:
 // then readable is false.
@@ -67,7 +68,8 @@ func (t *Tracker) readPaths(ctx context.Context, q *query, f located) (paths []s
 		}
 	}
 	limit := int(min(max(q.Number("pathcount"), 2), int64(max(len(devs), 2))))
-	r, file := placement.SplitReaders(placement.ReadOrder(devs, q.rand())), f.file
+	order := placement.NearFirst(placement.ReadOrder(devs, q.rand()), q.at.Zones.Of(q.viewer.Addr))
+	r, file := placement.SplitReaders(order), f.file
 	paths = make([]string, 0, limit)
 	verified := q.True("noverify")
 	for _, d := range r.First {

@@ -140,6 +140,12 @@ func scrubDays(v string, _ bool) (*string, error) {
 	return &v, nil
 }
 
+// sealed reports whether MogileFS's trackers keep away from the database, which
+// would misread some of what ours can do.
+func (q *query) sealed() bool {
+	return protocol.Number(q.at.Settings["schema_version"]) >= schema.VersionSealed
+}
+
 // setServerSetting writes or deletes a setting.
 func (t *Tracker) setServerSetting(ctx context.Context, q *query) error {
 	key := q.Get("key")
@@ -160,6 +166,9 @@ func (t *Tracker) setServerSetting(ctx context.Context, q *query) error {
 	value, err := rule(given, isGiven)
 	if err != nil {
 		return err
+	}
+	if strings.HasPrefix(key, protocol.SettingZonePrefix) && strings.Contains(given, "::") && !q.sealed() {
+		return badFormat("IPv6 netmasks need a sealed schema: see mogile migrate --seal")
 	}
 	if err := t.store.SetSetting(ctx, key, value); err != nil {
 		return fmt.Errorf("set %s: %w", key, err)

@@ -46,7 +46,11 @@ func (t *Tracker) createOpen(ctx context.Context, q *query) error {
 		wanted = multiDest
 	}
 	profile.point("find_deviceid")
-	devs := placement.NewFileDevices(q.at.DeviceList, wanted, q.Number("size"), t.opts.MinFreeMB, q.rand())
+	zone := ""
+	if t.opts.LocalNetwork.IsValid() {
+		zone = q.at.Zones.Of(q.viewer.Addr)
+	}
+	devs := placement.NewFileDevicesNear(zone, q.at.DeviceList, wanted, q.Number("size"), t.opts.MinFreeMB, q.rand())
 	if len(devs) == 0 {
 		return protocol.Err("no_devices")
 	}
