@@ -7,9 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"hash/crc32"
 	"io"
 	"net/http"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/mogile/mogile/protocol"
@@ -60,16 +63,29 @@ func (e *CopyError) Unwrap() error { return e.Err }
 var (
 	errStale   = errors.New("a kept connection was closed")
 	errCorrupt = errors.New("content does not match the recorded checksum")
+	errRotten  = errors.New("content does not match the sum that was stored with it")
 	errShort   = errors.New("source ended early")
 )
 
+// storedSum reads the header in which our storage daemons tell the sum that they
+// have stored with a file of length bytes: "<length> <CRC32C in hexadecimal>".
+func storedSum(header string, length int64) (crc uint32, ok bool) {
+	n, sum, _ := strings.Cut(header, " ")
+	stored, err := strconv.ParseInt(n, 10, 64)
+	v, err2 := strconv.ParseUint(sum, 16, 32)
+	return uint32(v), err == nil && err2 == nil && stored == length && len(sum) == 8
+}
+
+func castagnoli() *crc32.Table { return crc32.MakeTable(crc32.Castagnoli) }
+
 // Copy copies a file through this tracker, in bounded memory, and returns the
 // digest of what was copied (zero where none was asked for). The copy is good
-// when it returns: the source had the recorded length and checksum, the
-// destination has the length, and the digest too, unless the algorithm is MD5,
-// it was sent along, and the destination is known to check it. A source that
-// ends early or is corrupt makes the PUT break off before its last bytes, so
-// that the destination keeps nothing of it.
+// when it returns: the source had the recorded length and checksum, and, being a
+// daemon of ours, the sum that it has stored itself; the destination has the
+// length, and the digest too, unless the algorithm is MD5, it was sent along,
+// and the destination is known to check it. A source that ends early or is
+// corrupt makes the PUT break off before its last bytes, so that the destination
+// keeps nothing of it.
 //
 // Errors are a *CopyError, unless ctx was cancelled.
 func (c *Client) Copy(ctx context.Context, cp Copy) (protocol.Checksum, error) {
@@ -91,6 +107,7 @@ func (c *Client) copyOnce(ctx context.Context, cp Copy) (protocol.Checksum, erro
 	}
 	src, err := c.send(ctx, c.reads, request{
 		method: http.MethodGet, url: cp.From, idle: c.o.CopyTimeout, patience: bodyPatience(cp.Length, c.o.CopyTimeout),
+		header: http.Header{"Mogile-Want": {"sum"}},
 	})
 	if err != nil {
 		return protocol.Checksum{}, &CopyError{Side: SourceError, Err: err}
@@ -104,6 +121,9 @@ func (c *Client) copyOnce(ctx context.Context, cp Copy) (protocol.Checksum, erro
 			Err: fmt.Errorf("GET %s: %d bytes instead of %d", cp.From, src.ContentLength, cp.Length)}
 	}
 	b := newCopyBody(src, cp, watch(ctx, c.o.CopyTimeout))
+	if crc, ok := storedSum(src.Header.Get("Mogile-Sum"), cp.Length); ok {
+		b.crc, b.wantCRC = crc32.New(castagnoli()), crc
+	}
 	b.take = func(n int64) error { return c.copying.take(ctx, n, cp.Progress) }
 	sum, err := c.put(ctx, cp, b)
 	// What the transport may still be reading is over with.
@@ -183,13 +203,15 @@ func (c *Client) verify(ctx context.Context, cp Copy, sum protocol.Checksum) err
 // copyBody is the source as the body of a PUT. It is read by the transport,
 // which may go on doing so for a moment after the PUT has ended.
 type copyBody struct {
-	src  *response
-	dest *watchdog           // of the PUT: it sleeps while the source is waited for
-	tell func()              // of progress
-	take func(n int64) error // waits until n bytes may be handed on; its error is the end of the caller's context
-	want protocol.Checksum
-	hash hash.Hash // nil where no digest is asked for
-	typ  protocol.HashType
+	src     *response
+	dest    *watchdog           // of the PUT: it sleeps while the source is waited for
+	tell    func()              // of progress
+	take    func(n int64) error // waits until n bytes may be handed on; its error is the end of the caller's context
+	want    protocol.Checksum
+	hash    hash.Hash   // nil where no digest is asked for
+	crc     hash.Hash32 // nil where the source does not tell the sum that it has stored
+	wantCRC uint32
+	typ     protocol.HashType
 
 	mu   sync.Mutex // guards the rest
 	left int64
@@ -232,6 +254,9 @@ func (b *copyBody) Read(p []byte) (int, error) {
 	if b.hash != nil {
 		b.hash.Write(p[:n])
 	}
+	if b.crc != nil {
+		b.crc.Write(p[:n])
+	}
 	if err := b.take(int64(n)); err != nil {
 		return 0, err
 	}
@@ -257,6 +282,9 @@ func (b *copyBody) Read(p []byte) (int, error) {
 
 // complete takes the digest of the whole, and compares it.
 func (b *copyBody) complete() error {
+	if b.crc != nil && b.crc.Sum32() != b.wantCRC {
+		return fmt.Errorf("GET %s: %w: CRC32C %08x instead of %08x", b.src.req.url, errRotten, b.crc.Sum32(), b.wantCRC)
+	}
 	if b.hash == nil {
 		return nil
 	}
