@@ -282,3 +282,51 @@ func TestOrdersOnOneConnection(t *testing.T) {
 		}
 	}
 }
+
+// Who gives an order a byte at a time does not keep a connection for ever.
+func TestSlowOrder(t *testing.T) {
+	t.Parallel()
+	d := start(t, Options{ClientTimeout: 50 * time.Millisecond}, 1)
+	c := dial(t, d.HTTPAddr())
+	c.send("POST /.mogile/copy HTTP/1.1\nHost: x\nContent-Type: %s\nContent-Length: 100\n\nmogile", protocol.OrderType)
+	if r := c.receive("POST"); r.StatusCode != http.StatusRequestTimeout || !r.Close || !strings.HasPrefix(r.body, "ERR bad_order ") {
+		t.Errorf("%s %q", r.Status, r.body)
+	}
+	c = dial(t, d.HTTPAddr())
+	c.send("POST /.mogile/copy HTTP/1.1\nHost: x\nContent-Type: %s\nContent-Length: 100\n\nmogile", protocol.OrderType)
+	if err := c.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if r := c.receive("POST"); r.StatusCode != http.StatusBadRequest {
+		t.Errorf("broken off: %s", r.Status)
+	}
+}
+
+// Who does not read the lines of an answer ends the work.
+func TestOrderOfOneWhoDoesNotListen(t *testing.T) {
+	t.Parallel()
+	ended := make(chan error, 1)
+	d := start(t, Options{ClusterKeys: [][]byte{testKey}, ClientTimeout: 100 * time.Millisecond}, 1)
+	taken := d.http.handler.(*plane).orders
+	taken.kinds = append(taken.kinds, order{verb: "talk", run: func(ctx context.Context, _ protocol.Order, to *orderer) (protocol.Args, error) {
+		line := protocol.Args{{Name: "x", Value: strings.Repeat("x", 10_000)}}
+		for to.item(line) == nil {
+		}
+		ended <- context.Cause(ctx)
+		return nil, nil
+	}})
+	c := dial(t, d.HTTPAddr())
+	if err := c.SetReadBuffer(4 << 10); err != nil {
+		t.Fatal(err)
+	}
+	body := protocol.NewOrder("talk", time.Now(), time.Hour, nil).Sign(testKey)
+	fmt.Fprintf(c, "POST /.mogile/talk HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", protocol.OrderType, len(body), body)
+	select {
+	case err := <-ended:
+		if !errors.Is(err, errHungUp) {
+			t.Error(err)
+		}
+	case <-time.After(patience):
+		t.Error("it goes on")
+	}
+}

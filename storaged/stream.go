@@ -14,6 +14,11 @@ import (
 // before it was answered.
 var errHungUp = errors.New("the client hung up")
 
+// vanishedAfter is how long a client may acknowledge nothing of an answer that is
+// still being made. It is shorter than the lease of the work that a tracker does,
+// so that what a dead one ordered has ended when another orders it.
+const vanishedAfter = 30 * time.Second
+
 // stream sends an answer as it is made, in chunks. All the while the connection
 // is read, so that the work ends with its client.
 func (x *session) stream(ctx context.Context, a *answer) (int64, error) {
@@ -26,6 +31,9 @@ func (x *session) stream(ctx context.Context, a *answer) (int64, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	x.conn.SetReadDeadline(time.Time{}) // fails only where Read does
+	if err := noticeVanished(x.conn.TCPConn, vanishedAfter); err != nil {
+		x.log.Debug().Err(err).Msg("hosts that vanish are noticed late")
+	}
 	gone := make(chan error, 1)
 	go func() {
 		var b [1]byte
@@ -36,7 +44,7 @@ func (x *session) stream(ctx context.Context, a *answer) (int64, error) {
 		}
 		gone <- err
 	}()
-	w := chunks{conn: x.conn, out: x.appendHead(x.out[:0], a)}
+	w := chunks{conn: x.conn, out: x.appendHead(x.out[:0], a), broken: cancel}
 	last := a.stream(ctx, &w)
 	x.conn.SetReadDeadline(time.Unix(1, 0)) // as above; ends the reading
 	if err := <-gone; !errors.Is(err, os.ErrDeadlineExceeded) && w.err == nil {
@@ -52,6 +60,8 @@ type chunks struct {
 	out  []byte // what goes out before the next chunk: the head, at first
 	sent int64
 	err  error
+
+	broken context.CancelCauseFunc // ends the work, for nobody would hear of it
 }
 
 // Write sends p as one chunk.
@@ -72,6 +82,8 @@ func (c *chunks) flush(n int64) error {
 	if c.err == nil {
 		if _, c.err = c.conn.Write(c.out); c.err == nil {
 			c.sent += n
+		} else {
+			c.broken(errors.Join(errHungUp, c.err))
 		}
 	}
 	c.out = c.out[:0]

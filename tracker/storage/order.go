@@ -68,7 +68,8 @@ func (c *Client) order(ctx context.Context, hostport, verb string, args protocol
 func (c *Client) sendOrder(ctx context.Context, url, verb string, within, idle time.Duration, args protocol.Args) (*response, error) {
 	for {
 		var kept bool
-		o := protocol.NewOrder(verb, c.o.Now(), min(within, protocol.MaxOrderLife), args)
+		// The daemon's clock may be ahead; less would be over there before it begins.
+	o := protocol.NewOrder(verb, c.o.Now(), min(within+protocol.MaxClockSkew, protocol.MaxOrderLife), args)
 		r, err := c.send(ctx, c.orders, request{
 			method: http.MethodPost, url: url, small: o.Sign(c.o.Key), once: true,
 			header: http.Header{"Content-Type": {protocol.OrderType}}, idle: idle, reused: &kept,
