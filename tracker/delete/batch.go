@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -128,24 +130,67 @@ const (
 	missing   result = "missing"
 	forgotten result = "forgotten"
 	wanted    result = "wanted"
+	trashed   result = "trashed"
+	kept      result = "kept"
 	failed    result = "failed"
 	deferred  result = "deferred"
 )
 
-// gone reports whether nothing of the copy is left that could be deleted.
-func (r result) gone() bool { return r == deleted || r == missing || r == forgotten }
+// gone reports whether nothing of the copy is left that is to be deleted.
+func (r result) gone() bool {
+	return r == deleted || r == missing || r == forgotten || r == trashed || r == kept
+}
 
 // remove deletes one copy, or says after what delay it should be tried again,
 // by the rules for whole files. An error is the end of ctx.
 func (b *batch) remove(ctx context.Context, fid protocol.FID, dev protocol.DevID, failcount int) (result, time.Duration, error) {
-	r, delay, err := b.try(ctx, fid, dev, failcount)
+	r, delay, err := b.try(ctx, fid, dev, failcount, b.unlink)
 	if err == nil {
 		b.w.metrics.copies.WithLabelValues(string(r)).Inc()
 	}
 	return r, delay, err
 }
 
-func (b *batch) try(ctx context.Context, fid protocol.FID, dev protocol.DevID, failcount int) (result, time.Duration, error) {
+// putAside moves a copy to its device's trash, by the rules of remove.
+func (b *batch) putAside(ctx context.Context, fid protocol.FID, dev protocol.DevID, failcount int) (result, error) {
+	r, _, err := b.try(ctx, fid, dev, failcount, b.trash)
+	if err == nil {
+		b.w.metrics.copies.WithLabelValues(string(r)).Inc()
+	}
+	return r, err
+}
+
+// unlink deletes the file of a copy.
+func (b *batch) unlink(ctx context.Context, fid protocol.FID, d *cluster.Device) (result, error) {
+	err := b.w.o.Storage.Delete(ctx, d.WriteURL(fid, cluster.Viewer{}))
+	if errors.Is(err, storage.ErrMissing) {
+		return missing, nil
+	}
+	return deleted, err
+}
+
+// trash moves the file of a copy to its device's trash.
+func (b *batch) trash(ctx context.Context, fid protocol.FID, d *cluster.Device) (result, error) {
+	if !d.Host.Capabilities.Has(protocol.VerbTrash) {
+		return kept, nil
+	}
+	at := net.JoinHostPort(d.Host.Address(cluster.Viewer{}), strconv.Itoa(d.Host.Port))
+	results, err := b.w.o.Storage.Trash(ctx, at, protocol.TrashOrder{Dev: d.ID, Files: []protocol.StoredFile{{FID: fid}}})
+	switch r := results[fid]; {
+	case errors.Is(err, storage.ErrNoOrders):
+		return kept, nil
+	case err != nil:
+		return failed, err
+	case r.What == protocol.Trashed:
+		return trashed, nil
+	case r.What == protocol.TrashMissing:
+		return missing, nil
+	default:
+		return failed, fmt.Errorf("trash fid %d on dev%d: %s: %s", fid, d.ID, r.What, r.To)
+	}
+}
+
+func (b *batch) try(ctx context.Context, fid protocol.FID, dev protocol.DevID, failcount int, do func(context.Context, protocol.FID, *cluster.Device) (result, error)) (result, time.Duration, error) {
 	d := b.snap.Device(dev)
 	switch {
 	case d == nil && failcount == 0:
@@ -166,17 +211,15 @@ func (b *batch) try(ctx context.Context, fid protocol.FID, dev protocol.DevID, f
 	if b.isAway(dev) {
 		return deferred, work.UndeletedDelay(failcount), nil
 	}
-	err = b.w.o.Storage.Delete(ctx, d.WriteURL(fid, cluster.Viewer{}))
+	r, err := do(ctx, fid, d)
 	work.Alive(ctx)
 	switch {
 	case err == nil:
-		return deleted, 0, nil
-	case errors.Is(err, storage.ErrMissing):
-		return missing, 0, nil
+		return r, 0, nil
 	case ctx.Err() != nil:
 		return "", 0, context.Cause(ctx)
 	}
-	if _, answered := errors.AsType[*storage.StatusError](err); !answered {
+	if _, answered := errors.AsType[*storage.StatusError](err); !answered && errors.Is(err, storage.ErrUnreachable) {
 		b.setAway(dev) // the rest of the batch does not wait for it too
 	}
 	b.w.o.Log.Warn().Err(err).Uint64("fid", uint64(fid)).Uint32("devid", uint32(dev)).Msg("copy not deleted")
@@ -296,7 +339,7 @@ func (w *Worker) deleteCopies(ctx context.Context, leases []*work.Lease) error {
 // deleteCopy deletes one copy of a fid, unless it is recorded. It returns when
 // to try again, 0 for never. An error is the end of ctx.
 func (b *batch) deleteCopy(ctx context.Context, job schema.Job) (time.Duration, error) {
-	if job.What != schema.Raw {
+	if job.What != schema.Raw && job.What != schema.Bad {
 		b.w.o.Log.Error().Uint64("fid", uint64(job.FID)).Uint32("devid", uint32(job.DevID)).Str("what", string(job.What)).
 			Msg("bytes of an unknown kind are to be deleted, a newer tracker must do it")
 		return b.w.copyDelay(job.FailCount), nil
@@ -304,6 +347,13 @@ func (b *batch) deleteCopy(ctx context.Context, job schema.Job) (time.Duration, 
 	if slices.Contains(b.locations[job.FID], job.DevID) {
 		b.w.metrics.copies.WithLabelValues(string(wanted)).Inc()
 		return 0, nil
+	}
+	if job.What == schema.Bad && b.hasFile[job.FID] {
+		r, err := b.putAside(ctx, job.FID, job.DevID, job.FailCount)
+		if err != nil || r.gone() {
+			return 0, err
+		}
+		return b.w.copyDelay(job.FailCount), nil
 	}
 	r, _, err := b.remove(ctx, job.FID, job.DevID, job.FailCount)
 	switch {

@@ -8,6 +8,13 @@
 // file_on, is never touched. The bytes go first and the row after them, so that
 // a crash costs a second DELETE, which finds nothing.
 //
+// # Bad copies
+//
+// Bytes that are not what they should be are evidence, and may be all that is
+// left of a file: they are moved to the trash of their device, and stay where
+// they are if its daemon has none. Only those of files that are gone are
+// deleted.
+//
 // # Uploads that arrive late
 //
 // An upload may still be running when it is given up for abandoned, or when its
@@ -51,6 +58,7 @@ type Store interface {
 // [github.com/mogile/mogile/tracker/storage.Client].
 type Storage interface {
 	Delete(ctx context.Context, url string) error
+	Trash(ctx context.Context, hostport string, o protocol.TrashOrder) (map[protocol.FID]protocol.TrashResult, error)
 }
 
 // Cluster is where the worker finds what is known of devices.
@@ -108,7 +116,7 @@ func newMetrics(r prometheus.Registerer) metrics {
 	m := metrics{
 		copies: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mogile_delete_copies_total",
-			Help: "Copies to delete, by result: deleted, missing (nothing was there), forgotten (the device is dead or unknown), wanted (it is recorded again), failed, deferred (the device is away or lets nothing be deleted).",
+			Help: "Copies to delete, by result: deleted, missing (nothing was there), forgotten (the device is dead or unknown), wanted (it is recorded again), trashed (bad content, put aside on its device), kept (bad content, and the storage daemon has no trash), failed, deferred (the device is away or lets nothing be deleted).",
 		}, []string{"result"}),
 		fids: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mogile_delete_fids_total",

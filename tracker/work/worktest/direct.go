@@ -2,6 +2,7 @@ package worktest
 
 import (
 	"context"
+	"slices"
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/tracker/storage"
@@ -19,4 +20,28 @@ func (d *Disks) CopyDirect(ctx context.Context, c storage.Copy) (protocol.Checks
 		return protocol.Checksum{}, err
 	}
 	return d.Copy(ctx, c)
+}
+
+// Trash is [storage.Client.Trash]. What it moves aside is in Trashed.
+func (d *Disks) Trash(_ context.Context, _ string, o protocol.TrashOrder) (map[protocol.FID]protocol.TrashResult, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	results := make(map[protocol.FID]protocol.TrashResult)
+	for _, f := range o.Files {
+		r := protocol.TrashResult{FID: f.FID, What: protocol.TrashMissing}
+		if content, ok := d.content[o.Dev][f.FID]; ok {
+			r.What = protocol.Trashed
+			delete(d.content[o.Dev], f.FID)
+			d.trashed = append(d.trashed, content)
+		}
+		results[f.FID] = r
+	}
+	return results, nil
+}
+
+// Trashed is the content of the files that were moved to a trash.
+func (d *Disks) Trashed() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.trashed)
 }

@@ -646,6 +646,7 @@ type Disks struct {
 
 	mu      sync.Mutex
 	content map[protocol.DevID]map[protocol.FID]string
+	trashed []string
 	copies  int
 	deletes int
 }
