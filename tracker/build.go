@@ -37,7 +37,7 @@ func (t *Tracker) build(numbers *work.Numbers) {
 	outage := work.NewOutage(t.log)
 	t.replicate = replicate.New(replicate.Options{
 		Store: t.store, Cluster: t.cluster, Storage: t.storage, Fids: fids,
-		Jobs: o.ReplicateJobs, PerDevice: o.CopiesPerDevice, MinFreeMB: o.MinFreeMB, UseGetPort: o.ReplUseGetPort,
+		Jobs: o.ReplicateJobs, PerDevice: o.CopiesPerDevice, MinFreeMB: o.MinFreeMB, UseGetPort: o.ReplUseGetPort, Local: o.LocalNetwork,
 		Outage: outage, Numbers: numbers, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
 	})
 	t.deleter = deleter.New(deleter.Options{

@@ -5,13 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/schema/open"
 	"github.com/mogile/mogile/tools/mogile/mogilefsd"
 	"github.com/mogile/mogile/tools/mogile/process"
@@ -26,7 +31,9 @@ func trackerCommand(warnings ...string) *cli.Command {
 		stringFlag("name", "", "this tracker's name among those on the database; empty: the host's name and the port"),
 		intFlag("storage-mgmt-port", 7501, "side-channel port of the storage daemons, the same on all hosts; 0: none"),
 		intFlag("query-jobs", 20, "requests worked on at once"),
-		intFlag("replicate-jobs", 4, "replicate workers"),
+		intFlag("replicate-jobs", 16, "replicate workers: copies and moves made at once"),
+		intFlag("copies-per-device", 4, "copies that a device is source or destination of at once"),
+		stringFlag("replication-bandwidth", "", "`BYTES` a second of all copies of this tracker together, such as 20M; empty: any"),
 		intFlag("delete-jobs", 1, "delete workers"),
 		intFlag("fsck-jobs", 1, "fsck workers; they are counted, and do nothing yet"),
 		intFlag("reaper-jobs", 1, "reaper workers; they are counted, and do nothing yet"),
@@ -36,6 +43,7 @@ func trackerCommand(warnings ...string) *cli.Command {
 		durationFlag("node-timeout", 2*time.Second, "how long a storage daemon may take to answer"),
 		durationFlag("conn-timeout", 2*time.Second, "how long connecting to a storage daemon may take"),
 		intFlag("conn-pool-size", 20, "connections to storage daemons"),
+		stringFlag("local-network", "", "`ADDR` or netmask in the zone that this tracker is in: clients' zones get their new files, and copies are read from near devices; empty: anywhere"),
 		boolFlag("repl-use-get-port", "replicate from the storage hosts' get port"),
 		durationFlag("tempfile-age", time.Hour, "age at which an upload that was not closed is given up"),
 		intFlag("max-conns", 10000, "client connections at once"),
@@ -124,6 +132,14 @@ func serveTracker(ctx context.Context, c *cli.Context, syslog *process.Syslog, w
 		return err
 	}
 	dbo.Log, dbo.AnyVersion = log, c.Bool("no-schema-check")
+	bandwidth, err := bytesPerSecond(c.String("replication-bandwidth"))
+	if err != nil {
+		return fmt.Errorf("--replication-bandwidth: %w", err)
+	}
+	local, err := localNetwork(c.String("local-network"))
+	if err != nil {
+		return fmt.Errorf("--local-network: %w", err)
+	}
 	pidfile, err := process.WritePidfile(c.String("pidfile"))
 	if err != nil {
 		return err
@@ -138,6 +154,9 @@ func serveTracker(ctx context.Context, c *cli.Context, syslog *process.Syslog, w
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
+	if err := tracker.CheckLocalNetwork(ctx, store, local); err != nil {
+		return err
+	}
 	t, err := tracker.New(tracker.Options{
 		Store:              store,
 		Listen:             c.StringSlice("listen"),
@@ -145,10 +164,12 @@ func serveTracker(ctx context.Context, c *cli.Context, syslog *process.Syslog, w
 		Version:            Version(),
 		QueryJobs:          c.Int("query-jobs"),
 		ReplicateJobs:      orNone(c.Int("replicate-jobs")),
+		CopiesPerDevice:    c.Int("copies-per-device"),
 		DeleteJobs:         orNone(c.Int("delete-jobs")),
 		FsckJobs:           orNone(c.Int("fsck-jobs")),
 		ReaperJobs:         orNone(c.Int("reaper-jobs")),
 		NoJobMaster:        c.Bool("no-job-master"),
+		LocalNetwork:       local,
 		MinFreeMB:          int64(orNone(c.Int("min-free-space"))),
 		DefaultMinDevCount: c.Int("default-mindevcount"),
 		NodeTimeout:        c.Duration("node-timeout"),
@@ -157,11 +178,14 @@ func serveTracker(ctx context.Context, c *cli.Context, syslog *process.Syslog, w
 		StorageMgmtPort:    orNone(c.Int("storage-mgmt-port")),
 		ReplUseGetPort:     c.Bool("repl-use-get-port"),
 		TempfileAge:        c.Duration("tempfile-age"),
-		MaxConns:           c.Int("max-conns"),
-		ClusterKey:         keys.Signing(),
-		ClusterID:          clusterID,
-		Watchers:           watchers,
-		Log:                log,
+
+		ReplicationBandwidth: bandwidth,
+
+		MaxConns:   c.Int("max-conns"),
+		ClusterKey: keys.Signing(),
+		ClusterID:  clusterID,
+		Watchers:   watchers,
+		Log:        log,
 	})
 	if err != nil {
 		return err
@@ -180,6 +204,38 @@ func serveTracker(ctx context.Context, c *cli.Context, syslog *process.Syslog, w
 	err = runWithStatus(ctx, t, statusListener, c.Bool("pprof"))
 	log.Info().Msg("tracker stopped")
 	return err
+}
+
+// bytesPerSecond reads a number of bytes, with or without a unit: K, M, G or T,
+// in steps of 1024. Empty is 0.
+func bytesPerSecond(text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	digits, shift := text, 0
+	if i := strings.IndexByte("KMGT", strings.ToUpper(text)[len(text)-1]); i >= 0 {
+		digits, shift = text[:len(text)-1], 10*(i+1)
+	}
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 || n > math.MaxInt64>>shift {
+		return 0, fmt.Errorf("%q is not a number of bytes such as 500K, 20M or 1G", text)
+	}
+	return n << shift, nil
+}
+
+// localNetwork is the address in text, which may have a netmask. Empty is none.
+func localNetwork(text string) (netip.Addr, error) {
+	if text == "" {
+		return netip.Addr{}, nil
+	}
+	network, ok := protocol.ParseNetmask(text)
+	if !ok {
+		return netip.Addr{}, fmt.Errorf("%q is no address or netmask such as 10.1.0.0/16", text)
+	}
+	if p, err := netip.ParsePrefix(text); err == nil {
+		return p.Addr(), nil // not the first of its network, which may be in another zone
+	}
+	return network.Addr(), nil
 }
 
 // trackerName is name, or the host's name and the port of the first address.

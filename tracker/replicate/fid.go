@@ -279,8 +279,9 @@ func (r *round) look() error {
 }
 
 // sources are the copies that can be read, best first: the one that the job
-// names, then by chance, idle devices preferred.
-func (r *round) sources() []*cluster.Device {
+// names, then those in the first of near, and so on, each group by chance, idle
+// devices preferred.
+func (r *round) sources(near ...string) []*cluster.Device {
 	var able []*cluster.Device
 	for _, p := range r.on {
 		if p.Readable && !slices.Contains(r.failedSources, p.Device.ID) {
@@ -293,6 +294,7 @@ func (r *round) sources() []*cluster.Device {
 			order = append(order, d)
 		}
 	}
+	placement.NearFirst(order, near...)
 	slices.SortStableFunc(order, func(a, b *cluster.Device) int {
 		switch r.job.From {
 		case a.ID:
@@ -322,7 +324,7 @@ func (r *round) copyToOne(ctx context.Context, devs []*cluster.Device) (outcome,
 // copyTo makes a copy on dst from any source that is not used to its limit. It
 // returns an outcome where there is none.
 func (r *round) copyTo(ctx context.Context, dst *cluster.Device) (outcome, error) {
-	from := r.sources()
+	from := r.sources(r.near(dst)...)
 	if len(from) == 0 {
 		return sourceDown, nil
 	}
@@ -332,6 +334,16 @@ func (r *round) copyTo(ctx context.Context, dst *cluster.Device) (outcome, error
 	}
 	defer leave()
 	return "", r.copy(ctx, src, dst)
+}
+
+// near are the zones to read a copy for dst from: dst's own where it fetches the
+// bytes by itself, else the tracker's first, which they pass through.
+func (r *round) near(dst *cluster.Device) []string {
+	local := r.snap.Zones.Of(r.w.o.Local)
+	if dst.Host.Capabilities.Has(storage.CapabilityCopy) {
+		return []string{dst.Zone(), local}
+	}
+	return []string{local, dst.Zone()}
 }
 
 // use takes the first of devs that is not used to its limit, until leave is

@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -85,6 +86,7 @@ type Options struct {
 	PerDevice  int           // copies that a device is source or destination of at once; default 4
 	MinFreeMB  int64         // space that a device must have to take a copy, in MiB
 	UseGetPort bool          // read sources through the hosts' get ports
+	Local      netip.Addr    // an address in the tracker's network; the zero value is in none
 	Batch      int           // most rows of one claim; default 100
 	Lease      time.Duration // default 120 s
 	Idle       time.Duration // pause while nothing is due; default 1 s

@@ -247,6 +247,8 @@ func (d *decision) config() (Config, error) {
 		}
 		switch {
 		case !ok:
+		case of.key == keyPlugins:
+			d.plugins(s)
 		case of.key == keyUser:
 			c.User = value
 		case of.flag != "" && value != "":
@@ -320,6 +322,22 @@ func (d *decision) value(of directive, s Setting) (value string, ok bool) {
 		}
 	}
 	return s.Value, true
+}
+
+// zoneLocal is the plugin that prefers near devices.
+const zoneLocal = "ZoneLocal"
+
+// plugins says which are part of the tracker.
+func (d *decision) plugins(s Setting) {
+	for name := range strings.SplitSeq(s.Value, ",") {
+		switch name = strings.TrimSpace(name); {
+		case name == "":
+		case name != zoneLocal:
+			d.warn(s, "has %s, which is ignored: there is only %s", name, zoneLocal)
+		case !d.isGiven(keyLocalNetwork):
+			d.refuse(s, "set %s, without which %s does not start", keyLocalNetwork, zoneLocal)
+		}
+	}
 }
 
 // truth is a Perl program's.

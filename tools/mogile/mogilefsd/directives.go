@@ -61,6 +61,8 @@ const (
 	keyUser         = "user"
 	keyDebug        = "debug"
 	keyJobMaster    = "job_master"
+	keyPlugins      = "plugins"
+	keyLocalNetwork = "local_network"
 
 	optionConfig     = "config"
 	optionSkipConfig = "skipconfig"
@@ -95,10 +97,10 @@ func directives() []directive {
 		{key: "conn_pool_size", takes: getopt.Value, kind: positive, byDefault: "20", flag: "conn-pool-size"},
 		{key: "mogstored_stream_port", takes: getopt.Maybe, kind: number, byDefault: "7501", flag: "storage-mgmt-port"},
 		{key: "pidfile", takes: getopt.Value, flag: "pidfile"},
-		{key: "plugins", takes: getopt.Value, kind: list, advice: "there are no plugins"},
+		{key: keyPlugins, takes: getopt.Value, kind: list},
 		{key: "repl_use_get_port", takes: getopt.Maybe, kind: yes, byDefault: "0", flag: "repl-use-get-port"},
 		{key: "rebalance_ignore_missing", option: "-", kind: yes, advice: "rebalance is not there yet"},
-		{key: "local_network", takes: getopt.Value, advice: "policies that know zones are not there yet"},
+		{key: keyLocalNetwork, takes: getopt.Value, flag: "local-network"},
 		{key: "no_schema_check", kind: yes, byDefault: "0", flag: "no-schema-check"},
 		{key: keyUser, takes: getopt.Value},
 
