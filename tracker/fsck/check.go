@@ -81,6 +81,9 @@ const (
 	// requeueDelay is when a file that fsck queues for replication is due
 	// (MogileFS 2.73).
 	requeueDelay = time.Second
+	// firstLook is how long the monitor's first look at a device is waited for.
+	firstLook      = 10 * time.Second
+	firstLookEvery = 100 * time.Millisecond
 	// lookEvery is how often the monitor's word on devices that read is heard.
 	lookEvery = time.Second
 )
@@ -207,9 +210,9 @@ func (c *Checker) Check(ctx context.Context, files []schema.LocatedFile, m Mode)
 }
 
 func (b *batch) check(ctx context.Context, files []schema.LocatedFile) error {
-	snap := b.c.o.Cluster.Snapshot()
-	if snap == nil {
-		return errors.New("nothing is known of the cluster yet")
+	snap, err := b.lookedAt(ctx)
+	if err != nil {
+		return err
 	}
 	rows, err := b.checksums(ctx, snap, files)
 	if err != nil {
@@ -269,6 +272,29 @@ func (b *batch) check(ctx context.Context, files []schema.LocatedFile) error {
 		}
 	}
 	return nil
+}
+
+// lookedAt is the snapshot, once the monitor has looked at every device: those of
+// a tracker that has just started, or that was just added, are not away. It
+// waits no longer than firstLook.
+func (b *batch) lookedAt(ctx context.Context) (*cluster.Snapshot, error) {
+	for waited := time.Duration(0); ; waited += firstLookEvery {
+		snap := b.c.o.Cluster.Snapshot()
+		if snap == nil {
+			return nil, errors.New("nothing is known of the cluster yet")
+		}
+		news := slices.ContainsFunc(snap.DeviceList, func(d *cluster.Device) bool {
+			return d.Monitored() && d.Observed == "" && d.Host.Observed != cluster.HostUnreachable
+		})
+		if !news || waited >= firstLook {
+			return snap, nil
+		}
+		work.Alive(ctx)
+		work.Pause(ctx, firstLookEvery)
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+	}
 }
 
 // checksums reads those stored for files, if the mode or a class asks for any.

@@ -614,6 +614,34 @@ func (s *slowReads) Verify(ctx context.Context, u string, size int64, t protocol
 	return s.disks.Verify(ctx, u, size, t, reason)
 }
 
+// TestWaitsForTheMonitor: devices that nobody has looked at yet are not away.
+func TestWaitsForTheMonitor(t *testing.T) {
+	see := func(r *rig, state cluster.DeviceState) {
+		for dev := protocol.DevID(1); dev <= 6; dev++ {
+			r.cluster.Change(dev, func(d *cluster.Device, h *cluster.Host) {
+				d.Observed, h.Observed = state, cluster.HostReachable
+				if state == "" {
+					h.Observed = ""
+				}
+			})
+		}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.put(1, double, 1, 3)
+		see(r, "")
+		time.AfterFunc(3*time.Second, func() { see(r, cluster.DeviceWriteable) })
+		if tally, stalled := r.check(Mode{}, 1); tally.Files != 1 || len(stalled) != 0 {
+			t.Errorf("%+v, stalled %v", tally, stalled)
+		}
+		see(r, "")
+		began := time.Now()
+		if _, stalled := r.check(Mode{}, 1); len(stalled) != 1 || time.Since(began) != firstLook {
+			t.Errorf("stalled %v after %v", stalled, time.Since(began))
+		}
+	})
+}
+
 // TestUnderTheLock changes files between the first look and the second.
 func TestUnderTheLock(t *testing.T) {
 	for _, c := range []struct {

@@ -87,19 +87,20 @@ func (b *batch) repairLocked(ctx context.Context, suspects []*inquiry) (left []*
 	}
 	var plans []repair
 	for _, q := range files {
-		for _, dev := range q.away {
-			b.gone(dev, errNotObserved)
+		r := b.mode.plan(q.subject, verdicts[q], searched[q], func(devs []protocol.DevID) bool { return b.likes(q, devs) })
+		if r.stalled {
+			for _, dev := range q.away {
+				b.gone(dev, errNotObserved)
+			}
 		}
-		plans = append(plans, b.mode.plan(q.subject, verdicts[q], searched[q], func(devs []protocol.DevID) bool {
-			return b.likes(q, devs)
-		}))
+		plans = append(plans, r)
 	}
 	if err := b.announce(ctx, plans); err != nil {
 		return files, err
 	}
 	for i := range plans {
 		if err := b.act(ctx, &plans[i]); err != nil {
-			return files[i:], err
+			return files, err
 		}
 	}
 	return nil, b.settle(ctx, plans)
