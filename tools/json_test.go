@@ -30,8 +30,15 @@ func leaves(c *cli.Command, path string) []string {
 func TestJSONEverywhere(t *testing.T) {
 	cluster := protocoltest.NewCluster(t, 1, 2)
 	cluster.Before(func(r protocol.Request) *protocoltest.Reply {
-		if r.Command == "file_debug" {
+		switch r.Command {
+		case "file_debug":
 			return &protocoltest.Reply{Fields: protocol.ParseArgs("fid_fid=1&checksum=NONE")}
+		case "fsck_progress":
+			return &protocoltest.Reply{Fields: protocol.ParseArgs("position=5&end_fid=5&num_MISS=1")}
+		case "fsck_getlog":
+			return &protocoltest.Reply{Fields: protocol.ParseArgs("row_count=1&row_1_logid=1&row_1_utime=1&row_1_evcode=MISS&row_1_fid=1&row_1_devid=1")}
+		case "fsck_start", "fsck_stop", "fsck_reset", "fsck_clearlog", "scrub_start":
+			return &protocoltest.Reply{}
 		}
 		return nil
 	})
@@ -97,6 +104,15 @@ func TestJSONEverywhere(t *testing.T) {
 		{command: "settings get", args: []string{"memcache_ttl"}},
 		{command: "settings list"},
 		{command: "settings unset", args: []string{"memcache_ttl"}},
+		{command: "fsck start", args: []string{"--wait"}},
+		{command: "fsck stop"},
+		{command: "fsck reset"},
+		{command: "fsck status"},
+		{command: "fsck log"},
+		{command: "fsck clearlog"},
+		{command: "fsck policy"},
+		{command: "fsck scrub"},
+		{command: "fsck strays", fails: true},
 		{command: "stats"},
 		{command: "console", args: []string{"!version"}},
 		{command: "bench put", args: []string{"-n", "2", "-c", "1", "--size", "1K"}},

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -60,8 +59,11 @@ func job(s *session, what, command string, args protocol.Args) (protocol.Args, e
 
 func jobDo(what, command string) func(*session, []string) error {
 	return func(s *session, _ []string) error {
-		_, err := job(s, what, command, nil)
-		return err
+		reply, err := job(s, what, command, nil)
+		if err != nil {
+			return err
+		}
+		return s.out.done(reply)
 	}
 }
 
@@ -75,8 +77,11 @@ func fsckReset(s *session, _ []string) error {
 	} else if n > 0 {
 		args.AddInt("startpos", n)
 	}
-	_, err := job(s, "fsck", "fsck_reset", args)
-	return err
+	reply, err := job(s, "fsck", "fsck_reset", args)
+	if err != nil {
+		return err
+	}
+	return s.out.done(reply)
 }
 
 func fsckStatus(s *session, _ []string) error {
@@ -150,34 +155,18 @@ const fsckLogPage = 100
 
 // printLog prints the rows of the log after a number, and returns the last's.
 func printLog(s *session, after int64) (int64, error) {
-	for {
-		reply, err := job(s, "fsck", "fsck_getlog", protocol.Args{{Name: "after_logid", Value: strconv.FormatInt(after, 10)}})
-		if err != nil {
-			return after, err
+	err := readLog(s, after, func(r logRow) error {
+		fid, dev := "", ""
+		if r.FID != 0 {
+			fid = r.FID.String()
 		}
-		values := make(map[string]string, len(reply))
-		for _, f := range reply {
-			values[f.Name] = f.Value
+		if r.Device != 0 {
+			dev = r.Device.String()
 		}
-		n := reply.Number("row_count")
-		if n < 0 || n > int64(len(reply)) {
-			return after, fmt.Errorf("fsck_getlog after %d: row_count is %d: %w", after, n, protocol.ErrBadReply)
-		}
-		before := after
-		for i := range n {
-			get := func(name string) string { return values["row_"+strconv.FormatInt(i+1, 10)+"_"+name] }
-			if err := s.printf("%10s %-4s %10s %s\n", get("utime"), get("evcode"), get("fid"), get("devid")); err != nil {
-				return after, err
-			}
-			after = max(after, protocol.Number(get("logid")))
-		}
-		if n < fsckLogPage {
-			return after, nil
-		}
-		if after == before {
-			return after, fmt.Errorf("fsck_getlog after %d: %w: the same again", after, protocol.ErrBadReply)
-		}
-	}
+		after = max(after, r.LogID)
+		return s.printf("%10d %-4s %10s %s\n", r.Time, r.Code, fid, dev)
+	})
+	return after, err
 }
 
 const fsckLogHead = "  unixtime event      fid devid\n"

@@ -121,7 +121,7 @@ func Command() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "write one JSON object a line", EnvVars: []string{"MOGILE_JSON"}, DisableDefaultText: true},
 		},
 		Subcommands: slices.Concat(fileCommands(), adminCommands(), []*cli.Command{
-			checkCommand(), statsCommand(), consoleCommand(), benchCommand(), completionCommand(),
+			checkCommand(), fsckCommand(), statsCommand(), consoleCommand(), benchCommand(), completionCommand(),
 		}),
 		Action:             unknownCommand,
 		OnUsageError:       onUsageError,
@@ -230,6 +230,10 @@ var hints = []struct {
 	{protocol.Err("unknown_state"), "a host is alive, readonly, down or dead"},
 	{protocol.Err("bad_params"), "'mogtool COMMAND --help' says what it takes: a device's status is alive, readonly, drain, down or dead, a weight 0 or more"},
 	{protocol.Err("state_too_high"), "mark it down first, then alive"},
+	{protocol.Err("fsck_running"), "'mogtool fsck status' shows how far it is, 'mogtool fsck stop' stops it"},
+	{protocol.Err("rebal_running"), "'mogadm rebalance status' shows how far it is, 'mogadm rebalance stop' stops it"},
+	{protocol.Err("scrub_running"), "'mogtool fsck scrub status' shows how far it is, 'mogtool fsck scrub stop' stops it"},
+	{protocol.Err("no_scrub_days"), "'mogtool settings set scrub_days 30' has all content read in 30 days"},
 	{protocol.ErrUnknownCommand, "this tracker is older than the command"},
 	{protocol.ErrFailure, "the tracker's log has the reason"},
 }
