@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mogile/mogile/storaged"
+	"github.com/mogile/mogile/storaged/transfer"
 	"github.com/mogile/mogile/storaged/volume"
 	"github.com/mogile/mogile/tools/mogile/getopt"
 	"github.com/mogile/mogile/tools/mogile/mogautomount"
@@ -53,6 +54,8 @@ func storagedCommand(host *storageHost) *cli.Command {
 		stringFlag("mgmt-listen", "0.0.0.0:7501", "`ADDR` of the side channel"),
 		&cli.StringSliceFlag{Name: "trackers", EnvVars: env("trackers"), Usage: "`ADDR,…` of the trackers"},
 		stringFlag("durability", "fsync", "fsync: answer when the bytes are on disk; none: as MogileFS, when the system has them"),
+		intFlag("transfers-per-device", transfer.DefaultPerDevice, "files fetched at once from other storage daemons to a device"),
+		stringFlag("replication-bandwidth", "", "`BYTES` a second that all of them together may bring, such as 20M; empty: any"),
 		boolFlag("require-mount", "refuse a device folder that is not a mount point of its own"),
 		intFlag("max-conns", 10000, "connections at once"),
 		durationFlag("usage-interval", 10*time.Second, "how often the usage files are written"),
@@ -230,6 +233,13 @@ func (h *storageHost) serve(ctx context.Context, c *cli.Context, self process.Pr
 	if err != nil {
 		return err
 	}
+	bandwidth, err := bytesPerSecond(c.String("replication-bandwidth"))
+	if err != nil {
+		return usage("--replication-bandwidth: %v", err)
+	}
+	if n := c.Int("transfers-per-device"); n < 1 {
+		return usage("--transfers-per-device %d: use a number from 1", n)
+	}
 	if len(h.services) > 1 && c.String("status-listen") != "" {
 		return usage("--status-listen %s: it shows one docroot; leave it out, or start a daemon for each", c.String("status-listen"))
 	}
@@ -254,16 +264,20 @@ func (h *storageHost) serve(ctx context.Context, c *cli.Context, self process.Pr
 	var daemons storageDaemons
 	for _, s := range h.services {
 		o := storaged.Options{
-			Docroot:        s.Docroot,
-			HTTPListen:     s.HTTPListen,
-			GetListen:      s.GetListen,
-			MgmtListen:     s.MgmtListen,
-			Listen:         inherited.listen,
-			Trackers:       c.StringSlice("trackers"),
-			Durability:     durability,
-			RequireMount:   c.Bool("require-mount"),
-			ClusterID:      clusterID,
-			ClusterKeys:    keys.Keys,
+			Docroot:      s.Docroot,
+			HTTPListen:   s.HTTPListen,
+			GetListen:    s.GetListen,
+			MgmtListen:   s.MgmtListen,
+			Listen:       inherited.listen,
+			Trackers:     c.StringSlice("trackers"),
+			Durability:   durability,
+			RequireMount: c.Bool("require-mount"),
+			ClusterID:    clusterID,
+			ClusterKeys:  keys.Keys,
+
+			TransfersPerDevice:   c.Int("transfers-per-device"),
+			ReplicationBandwidth: bandwidth,
+
 			MaxConns:       s.MaxConns,
 			UsageInterval:  c.Duration("usage-interval"),
 			DrainTimeout:   c.Duration("drain-timeout"),

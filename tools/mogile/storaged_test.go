@@ -4,6 +4,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,5 +93,16 @@ func TestNotifySystemd(t *testing.T) {
 	n, err := conn.Read(buf)
 	if err != nil && err != io.EOF || string(buf[:n]) != "MAINPID=42" {
 		t.Errorf("%q, %v", buf[:n], err)
+	}
+}
+
+func TestLimitsOfTransfers(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{
+		{"--transfers-per-device", "0"}, {"--transfers-per-device", "-1"}, {"--replication-bandwidth", "fast"}, {"--replication-bandwidth", "-5M"},
+	} {
+		if code, _, errs := mogileRun(t, append([]string{"storaged", "--docroot", "/nonexistent"}, args...)...); code != ExitUsage || !strings.Contains(errs, args[0]) {
+			t.Errorf("%q: %d %s", args, code, errs)
+		}
 	}
 }

@@ -451,6 +451,6 @@ func Help(d Daemon) string {
 
 Flags of mogile storaged beside these: --durability, --require-mount, --usage-interval,
 --drain-timeout, --status-listen, --pprof, --log-level, --log-format, --cluster-key-file,
---cluster-id. See mogile storaged --help.
+--cluster-id, --transfers-per-device, --replication-bandwidth. See mogile storaged --help.
 `
 }

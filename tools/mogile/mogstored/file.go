@@ -67,6 +67,9 @@ func options() map[string]option {
 
 		"cluster-key-file": {own: true},
 		"cluster-id":       {own: true},
+
+		"transfers-per-device":  {kind: number, own: true},
+		"replication-bandwidth": {own: true},
 	}
 }
 
