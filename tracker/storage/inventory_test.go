@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -112,4 +113,96 @@ func FuzzParseVerifyReply(f *testing.F) {
 			t.Errorf("%q is read as %v", line, content)
 		}
 	})
+}
+
+// orders has d answer orders with lines.
+func (d *daemon) orders(answer func(o protocol.SignedOrder) string) {
+	d.answer(func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPost {
+			return false
+		}
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return true
+		}
+		o, err := protocol.ParseOrder(body)
+		if err != nil || r.URL.Path != protocol.OrderPath+o.Verb {
+			w.WriteHeader(http.StatusBadRequest)
+			return true
+		}
+		_, _ = io.WriteString(w, answer(o))
+		return true
+	})
+}
+
+func TestList(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	hostport := strings.TrimPrefix(d.URL, "http://")
+	c := client(t, Options{Key: []byte("key")})
+	order := protocol.ListOrder{Dev: 7, After: "0000000.3", Limit: 2}
+	at := time.Unix(1_700_000_000, 1)
+	files := []protocol.StoredFile{{FID: 4, Size: 1, ModTime: at}, {FID: 5, Size: 0, ModTime: at}}
+	item := func(f protocol.StoredFile) string {
+		return string(protocol.AnswerLine{Kind: protocol.AnswerItem, Fields: protocol.Args{{Name: "file", Value: f.String()}}}.Append(nil))
+	}
+	end := protocol.Listing{Next: "0000000.5", Foreign: 1, Now: at.Truncate(time.Millisecond), Cluster: "c", UUID: "u"}
+	ok := string(protocol.AnswerLine{Kind: protocol.AnswerOK, Fields: end.Args()}.Append(nil))
+	d.orders(func(o protocol.SignedOrder) string {
+		if got, err := protocol.ParseListOrder(o.Args); err != nil || got != order || o.Verify([][]byte{[]byte("key")}, time.Now()) != nil {
+			t.Errorf("ordered %+v, %v", got, err)
+		}
+		return item(files[0]) + "PROGRESS done=1\n" + item(files[1]) + ok
+	})
+	want := end
+	want.Files = files
+	got, err := c.List(t.Context(), hostport, order)
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	for _, tt := range []struct {
+		name, answer string
+		want         error
+	}{
+		{"more than was asked for", item(files[0]) + item(files[1]) + item(files[0]) + ok, ErrUnreachable},
+		{"nonsense", "ITEM file=1\n" + ok, ErrUnreachable},
+		{"an end that says nothing", "OK \n", ErrUnreachable},
+		{"no end", item(files[0]), ErrUnreachable},
+		{"a refusal", "ERR device_refused not+ours \n", protocol.Err("device_refused")},
+		{"a signature that is not taken", "ERR bad_signature no \n", ErrNoOrders},
+	} {
+		d.orders(func(protocol.SignedOrder) string { return tt.answer })
+		if got, err := c.List(t.Context(), hostport, order); !errors.Is(err, tt.want) || len(got.Files) > 0 {
+			t.Errorf("%s: %v, %v", tt.name, got, err)
+		}
+	}
+	d.answer(nil) // another make
+	if _, err := c.List(t.Context(), hostport, order); !errors.Is(err, ErrNoOrders) {
+		t.Errorf("of another make: %v", err)
+	}
+}
+
+func TestTrash(t *testing.T) {
+	t.Parallel()
+	d := startDaemon(t)
+	hostport := strings.TrimPrefix(d.URL, "http://")
+	c := client(t, Options{Key: []byte("key")})
+	order := protocol.TrashOrder{Dev: 7, Files: []protocol.StoredFile{{FID: 4, Size: 1, ModTime: time.Unix(1, 0)}, {FID: 5}}}
+	d.orders(func(o protocol.SignedOrder) string {
+		if got, err := protocol.ParseTrashOrder(o.Args); err != nil || !cmp.Equal(got, order) {
+			t.Errorf("ordered %+v, %v", got, err)
+		}
+		return "ITEM fid=4&result=trashed&to=x\nITEM nonsense\nOK \n"
+	})
+	want := map[protocol.FID]protocol.TrashResult{4: {FID: 4, What: protocol.Trashed, To: "x"}}
+	got, err := c.Trash(t.Context(), hostport, order)
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Errorf("%v\n%s", err, diff)
+	}
+	// What is known before it broke off is told.
+	d.orders(func(protocol.SignedOrder) string { return "ITEM fid=4&result=trashed&to=x\n" })
+	got, err = c.Trash(t.Context(), hostport, order)
+	if diff := cmp.Diff(want, got); diff != "" || !errors.Is(err, ErrUnreachable) {
+		t.Errorf("%v\n%s", err, diff)
+	}
 }
