@@ -166,6 +166,11 @@ func (c *Client) Settings(ctx context.Context) ([]Setting, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list settings: %w", err)
 	}
+	return ParseSettings(reply)
+}
+
+// ParseSettings reads the answer to server_settings.
+func ParseSettings(reply Args) ([]Setting, error) {
 	f, n, err := records(reply, "key_count", "key_")
 	if err != nil {
 		return nil, fmt.Errorf("list settings: %w", err)

@@ -60,9 +60,10 @@ type trackerCheck struct {
 	Answer  string  `json:"answer"` // "ok", or what is wrong
 	Millis  float64 `json:"millis"`
 
-	hosts   []protocol.Host
-	devices []protocol.Device
-	domains []protocol.Domain
+	hosts    []protocol.Host
+	devices  []protocol.Device
+	domains  []protocol.Domain
+	settings map[string]string
 }
 
 type hostCheck struct {
@@ -146,6 +147,17 @@ func (t *trackerCheck) ask(ctx context.Context, c *protocol.Client) error {
 	}
 	if err == nil {
 		t.domains, err = protocol.ParseDomains(reply)
+	}
+	if err == nil {
+		reply, err = c.DoAt(ctx, t.Tracker, "server_settings", nil)
+	}
+	if err == nil {
+		var all []protocol.Setting
+		all, err = protocol.ParseSettings(reply)
+		t.settings = make(map[string]string, len(all))
+		for _, x := range all {
+			t.settings[x.Key] = x.Value
+		}
 	}
 	if te, ok := errors.AsType[*protocol.TrackerError](err); ok {
 		return te.Err
@@ -294,7 +306,7 @@ func judge(r *report) []problem {
 	if len(r.Hosts) > 0 && len(r.Devices) == 0 {
 		add("'mogtool device add HOST DEVID', for the folder dev<DEVID> there", "there is no device")
 	}
-	alive, writeable := 0, 0
+	writeable := 0
 	for _, d := range r.Devices {
 		if d.Host == "" {
 			add("give it to a host of the cluster, in the database", "dev%d belongs to no host", d.ID)
@@ -302,7 +314,6 @@ func judge(r *report) []problem {
 		}
 		h := slices.IndexFunc(r.Hosts, func(h hostCheck) bool { return h.Host == d.Host })
 		if d.Status == "alive" && r.Hosts[h].Status == "alive" {
-			alive++
 			if d.Observed == "writeable" {
 				writeable++
 			}
@@ -330,14 +341,7 @@ func judge(r *report) []problem {
 	if len(r.Devices) > 0 && writeable == 0 {
 		add("mark a device alive whose host is, or add one", "no device takes new files")
 	}
-	for _, d := range view.domains {
-		for _, c := range d.Classes {
-			if len(r.Devices) > 0 && c.MinDevCount > alive {
-				add("add devices, or lower its mindevcount", "class %s of domain %s wants %d copies; alive devices: %d", c.Name, d.Name, c.MinDevCount, alive)
-			}
-		}
-	}
-	return ps
+	return append(ps, judgePolicies(view)...)
 }
 
 func (r *report) write(o *output) error {

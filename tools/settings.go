@@ -48,8 +48,8 @@ var knownSettings = []knownSetting{
 	{key: "path_cache_ttl", about: "seconds that trackers answer get_paths from memory; 0: never"},
 	{key: "path_cache_database_away", about: "1: trackers answer from memory while the database is away"},
 	{key: "internal_queue_limit", about: "most rows that a tracker takes from a queue at once", idle: idleYet},
-	{key: "network_zones", about: "names of networks, comma-separated", idle: idleYet},
-	{key: "zone_", about: "the netmasks of a network", idle: idleYet},
+	{key: "network_zones", about: "names of networks, comma-separated: the zones that policies and nearness go by"},
+	{key: "zone_", about: "the netmasks of a zone"},
 	{key: "queue_rate_for_fsck", about: "files that fsck begins with in a second, on all trackers together"},
 	{key: "queue_size_for_fsck", about: "files that fsck has begun with, or that wait to be checked again, at most (20000)"},
 	{key: "queue_", about: "rates and sizes of the queues of rebalance and reaper", idle: idleYet},
@@ -61,7 +61,7 @@ var knownSettings = []knownSetting{
 	{key: "rebal_", about: "policy and state of rebalancing ('mogadm rebalance')", fixed: true},
 	{key: "fsck_", about: "the books of fsck ('mogtool fsck status')", fixed: true},
 	{key: "scrub_", about: "the books of scrub ('mogtool fsck scrub status')", fixed: true},
-	{key: "network_reload_interval", about: "seconds that networks are remembered", fixed: true},
+	{key: "network_reload_interval", about: "seconds that zones are remembered by MogileFS; Mogile reads them anew every 4 s", fixed: true},
 }
 
 // knownAs finds what is known of a setting.
