@@ -47,7 +47,7 @@ func newOrders(keys [][]byte, kinds []order, now func() time.Time, r prometheus.
 	o := &orders{
 		keys: keys, kinds: kinds, now: now, log: log,
 		warned: &zerolog.BurstSampler{Burst: 1, Period: time.Minute},
-		total: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "mogile", Subsystem: "storaged", Name: "orders_total",
+		total: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mogile_storaged_orders_total",
 			Help: "Orders of trackers, by verb and by ok or the code of the refusal. bad_signature and no_key: compare the cluster key files; clock_skew: compare the clocks."},
 			[]string{"verb", "code"}),
 	}

@@ -413,7 +413,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
 	name := regexp.MustCompile(`\bmogile_(?:tracker|monitor|replicate|delete|device|storaged)_[a-z_]+`)
 	have := make(map[string]bool)
-	for _, dir := range []string{"tracker", "tracker/status", "tracker/monitor", "tracker/replicate", "tracker/delete", "storaged"} {
+	for _, dir := range []string{"tracker", "tracker/status", "tracker/monitor", "tracker/replicate", "tracker/delete", "storaged", "storaged/transfer"} {
 		names, err := filepath.Glob(filepath.Join(root, dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)
