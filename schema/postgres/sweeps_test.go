@@ -92,8 +92,8 @@ func TestReapHoldsStatus(t *testing.T) {
 	const waiting = `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`
 	eventually(t, "the reaper waits", func() bool { return query[int](t, d.dsn, waiting) == 1 })
 	changed := make(chan error, 1)
+	conn := connect(t, d.dsn)
 	go func() { // as a tracker of MogileFS does
-		conn := connect(t, d.dsn)
 		_, err := conn.Exec(context.WithoutCancel(ctx), `UPDATE device SET status = 'alive' WHERE devid = 5`)
 		changed <- err
 	}()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -56,19 +57,15 @@ func (e *env) setting(field, want string) {
 // device 1.
 func (e *env) files(first, step, n int) []protocol.FID {
 	e.Helper()
-	var rows, on string
-	fids := make([]protocol.FID, n)
+	rows, on, fids := make([]string, n), make([]string, n), make([]protocol.FID, n)
 	for i := range n {
 		fid := first + i*step
-		if i > 0 {
-			rows, on = rows+",", on+","
-		}
-		rows += fmt.Sprintf("(%d, %d, 'file %d', 11, 0, 1)", fid, e.dmid, fid)
-		on += fmt.Sprintf("(%d, 1)", fid)
+		rows[i] = fmt.Sprintf("(%d, %d, 'file %d', 11, 0, 1)", fid, e.dmid, fid)
+		on[i] = fmt.Sprintf("(%d, 1)", fid)
 		fids[i] = protocol.FID(fid)
 	}
-	e.db.Exec(e, "INSERT INTO file (fid, dmid, dkey, length, classid, devcount) VALUES "+rows)
-	e.db.Exec(e, "INSERT INTO file_on (fid, devid) VALUES "+on)
+	e.db.Exec(e, "INSERT INTO file (fid, dmid, dkey, length, classid, devcount) VALUES "+strings.Join(rows, ", "))
+	e.db.Exec(e, "INSERT INTO file_on (fid, devid) VALUES "+strings.Join(on, ", "))
 	return fids
 }
 
