@@ -40,6 +40,11 @@ type CreateOptions struct {
 	// file: else the error has the code fid_mismatch. Trackers that do not know of
 	// it overwrite.
 	IfFID *FID
+	// WaitReplicated, where above 0, has Create return only when the file has the
+	// copies that its class wants. Where that takes longer, of which whole seconds
+	// up to an hour count, the error matches [ErrReplicationTimeout]: the file is
+	// stored, and will be replicated. Trackers that do not know of it do not wait.
+	WaitReplicated time.Duration
 }
 
 // Created is a file that is stored.
@@ -63,7 +68,8 @@ type dest struct {
 
 // Create stores what r has to its end under key, replacing what was there. It
 // returns when the tracker has confirmed it; after an error nothing has changed,
-// except for one matching [ErrUnknownOutcome].
+// except for one matching [ErrUnknownOutcome], and for [ErrReplicationTimeout],
+// with which comes what was stored.
 //
 // The tracker offers up to three devices; where one refuses, the next is tried.
 // That needs the body from its beginning: of an r that cannot seek the first
@@ -76,6 +82,9 @@ func (c *Client) Create(ctx context.Context, domain, key string, o CreateOptions
 		return Created{}, fmt.Errorf("store in domain %q: %w", domain, Err("no_key"))
 	}
 	created, err := c.create(ctx, domain, key, o, r)
+	if errors.Is(err, ErrReplicationTimeout) {
+		return created, fmt.Errorf("store key %q in domain %q: %w", key, domain, err)
+	}
 	if err != nil {
 		return Created{}, fmt.Errorf("store key %q in domain %q: %w", key, domain, err)
 	}
@@ -183,6 +192,11 @@ func (c *Client) createClose(ctx context.Context, domain, key string, f Created,
 		args.Add("if_fid", o.IfFID.String())
 	}
 	timeout := c.o.Timeout
+	if wait := int64(o.WaitReplicated / time.Second); o.WaitReplicated > 0 {
+		args.Add("wait", "replicated")
+		args.AddInt("wait_timeout", max(1, wait))
+		timeout += time.Duration(max(1, wait)) * time.Second
+	}
 	if !f.Checksum.IsZero() {
 		args.Add("checksum", f.Checksum.String())
 		if o.Verify {

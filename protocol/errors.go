@@ -36,6 +36,10 @@ func (e *Error) Is(target error) bool {
 // Err is the refusal code with its fixed text.
 func Err(code string) *Error { return &Error{Code: code} }
 
+// ErrReplicationTimeout is the answer to a close with wait=replicated whose file
+// is stored, and queued for replication, but was not replicated in time.
+var ErrReplicationTimeout = Err("replication_timeout")
+
 // Refusals that several packages test for.
 var (
 	ErrUnknownKey     = Err("unknown_key")      // no closed file has this key
@@ -99,6 +103,7 @@ var texts = map[string]string{
 	"no_rebal_state":        "No available rebalance status",
 	"plugin_aborted":        "Action aborted by plugin",
 	"rebal_not_started":     "Rebalance not running",
+	"replication_timeout":   "The file is stored, and queued for replication",
 	"state_too_high":        "Status cannot go from dead to alive; must use down",
 	"unknown_command":       "Unknown server command",
 	"unknown_host":          "Host not found",

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 	"golang.org/x/sync/errgroup"
@@ -34,6 +35,7 @@ mogtool put --big film.mpg            in chunks`,
 				&cli.StringFlag{Name: "class", Usage: "`CLASS` of the file; without, the default class"},
 				&cli.BoolFlag{Name: "verify", Usage: "have the stored bytes read back and compared (MD5)", DisableDefaultText: true},
 				&cli.BoolFlag{Name: "no-clobber", Aliases: []string{"n"}, Usage: "keep what a key has already", DisableDefaultText: true},
+				&cli.DurationFlag{Name: "wait", Usage: "wait up to `TIME`, such as 30s, until the file has all its copies"},
 				&cli.BoolFlag{Name: "recursive", Aliases: []string{"r"}, Usage: "store a directory", DisableDefaultText: true},
 				&cli.BoolFlag{Name: "big", Usage: "store in chunks, as MogileFS's mogtool does", DisableDefaultText: true},
 				&cli.StringFlag{Name: "chunk-size", Usage: "`BYTES` of each chunk, such as 64M", Value: "64M"},
@@ -109,6 +111,14 @@ type storedJSON struct {
 }
 
 func put(s *session, args []string) error {
+	if wait := s.Duration("wait"); s.IsSet("wait") {
+		switch {
+		case s.Bool("recursive") || s.Bool("big"):
+			return usageError(s.Context, "put: --wait is for single files")
+		case wait < time.Second || wait > time.Hour:
+			return usageError(s.Context, "put: --wait must be from 1s to 1h")
+		}
+	}
 	if s.Bool("recursive") {
 		if s.Bool("big") {
 			return usageError(s.Context, "put: --big and --recursive exclude each other")
@@ -169,7 +179,9 @@ func put(s *session, args []string) error {
 	} else {
 		r = &counted{r, p}
 	}
-	created, err := s.client.Create(s.ctx(), s.domain, key, protocol.CreateOptions{Class: s.String("class"), Verify: s.Bool("verify"), NoOverwrite: s.Bool("no-clobber")}, r)
+	created, err := s.client.Create(s.ctx(), s.domain, key, protocol.CreateOptions{
+		Class: s.String("class"), Verify: s.Bool("verify"), NoOverwrite: s.Bool("no-clobber"), WaitReplicated: s.Duration("wait"),
+	}, r)
 	if err != nil {
 		return err
 	}

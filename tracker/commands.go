@@ -21,6 +21,7 @@ type query struct {
 	viewer        cluster.Viewer // decides which of a host's addresses the client is given
 	dog           *watchdog
 	worker        int               // its query worker's number; 0: it needs none
+	turn          *turn             // its hold of that worker
 	at            *cluster.Snapshot // the cluster as of the request's beginning
 	rng           *rand.Rand        // nil until it is needed
 }
@@ -142,34 +143,27 @@ func (t *Tracker) answerLine(ctx context.Context, c *conn, line []byte, out []by
 	started := t.now()
 	q := &c.query
 	*q = query{
-		Args: req.Args, reply: q.reply[:0], dog: &c.dog, worker: worker, rng: q.rng, at: t.cluster.Snapshot(),
+		Args: req.Args, reply: q.reply[:0], dog: &c.dog, worker: worker, turn: &c.turn, rng: q.rng, at: t.cluster.Snapshot(),
 		viewer: cluster.Viewer{Addr: c.from, Alt: req.Args.Get("zone") == "alt"},
 	}
 	work, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	c.turn.begin(t.queries, worker)
 	c.dog.grace = t.opts.QueryTimeout / 6
 	c.dog.start(t.opts.QueryTimeout, func(cause error) {
-		if worker != 0 {
-			t.queries.kill(worker)
-		}
+		c.turn.kill()
 		cancel(cause)
 	}, func() {
 		t.metrics.Dropped(status.DropGivenUp)
 		t.log.Error().Str("command", req.Command).Stringer("client", c.from).Msg("query hangs, its connection is closed")
-		if worker != 0 {
-			t.queries.abandon(worker)
-		}
+		c.turn.giveUp()
 		c.close()
 	})
 	err = protect(work, cmd, q)
-	if !c.dog.stop() {
-		if worker != 0 {
-			t.queries.returned(worker)
-		}
+	kept := c.dog.stop()
+	c.turn.end()
+	if !kept {
 		return nil, errGivenUp
-	}
-	if worker != 0 {
-		t.queries.release(worker)
 	}
 	out, code := t.appendReply(work, out, req, q, err)
 	done := t.now()

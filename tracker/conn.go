@@ -44,6 +44,7 @@ type conn struct {
 	// Of the request being answered, kept here to be used again.
 	place ticket
 	dog   watchdog
+	turn  turn
 	query query
 
 	watching *watcher // follows the log; nil where it does not

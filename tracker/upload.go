@@ -178,6 +178,7 @@ type closing struct {
 
 	keep  bool          // overwrite=0: a file that the key names stays
 	ifFID *protocol.FID // what the key must name, nil for anything
+	wait  time.Duration // for the file's replicas; 0: not at all
 }
 
 func (q *query) closing() (closing, error) {
@@ -198,6 +199,9 @@ func (q *query) closing() (closing, error) {
 		c.verify = q.True("checksumverify")
 	}
 	if c.ifFID, err = q.ifFID(); err != nil {
+		return c, err
+	}
+	if c.wait, err = q.waits(); err != nil {
 		return c, err
 	}
 	overwrite, given := q.Lookup("overwrite")
@@ -274,6 +278,9 @@ func (t *Tracker) createClose(ctx context.Context, q *query) error {
 		case "key_exists", "fid_mismatch", "unreg_class": // and will be
 			return t.discard(ctx, c, refusal)
 		}
+	}
+	if err == nil && c.wait > 0 {
+		return t.awaitReplicas(ctx, q, c)
 	}
 	return err
 }

@@ -99,7 +99,7 @@ func directives() []directive {
 		{key: "pidfile", takes: getopt.Value, flag: "pidfile"},
 		{key: keyPlugins, takes: getopt.Value, kind: list},
 		{key: "repl_use_get_port", takes: getopt.Maybe, kind: yes, byDefault: "0", flag: "repl-use-get-port"},
-		{key: "rebalance_ignore_missing", option: "-", kind: yes, advice: "rebalance is not there yet"},
+		{key: "rebalance_ignore_missing", option: "-", kind: yes, advice: "a copy that is missing never hinders a move"},
 		{key: keyLocalNetwork, takes: getopt.Value, flag: "local-network"},
 		{key: "no_schema_check", kind: yes, byDefault: "0", flag: "no-schema-check"},
 		{key: keyUser, takes: getopt.Value},
