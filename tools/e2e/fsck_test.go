@@ -282,15 +282,18 @@ func TestFsckEvents(t *testing.T) {
 		c.Do("delete", "domain="+domain, "key=not looked at")
 		c.Do("delete", "domain="+domain, "key=more than wanted")
 
+		var trashed []string
 		c.spoil(t, []spoilCase{
 			{"well", "default", nil, "", 2},
 			{"empty and well", "default", nil, "", 2},
 			{"missing", "default", func(f *spoilt) { f.remove(f.devs[1]) }, "MISS:b REPL", 2},
 			{"cut short", "default", func(f *spoilt) {
 				f.cut(f.devs[1], 5)
+				trashed = append(trashed, f.path(f.devs[1]))
 			}, "BLEN:b REPL", 2},
 			{"zero length", "default", func(f *spoilt) {
 				f.cut(f.devs[0], 0)
+				trashed = append(trashed, f.path(f.devs[0]))
 			}, "BLEN:a REPL", 2},
 			{"too long", "default", func(f *spoilt) { f.write(f.devs[0], append(bytes.Clone(f.body), '!')) }, "BLEN:a REPL", 2},
 			{"all cut short", "default", func(f *spoilt) { f.cut(f.devs[0], 5); f.cut(f.devs[1], 6) }, "BLEN:a BLEN:b SRCH GONE", 0},
@@ -313,6 +316,7 @@ func TestFsckEvents(t *testing.T) {
 			{"miscounted", "default", func(f *spoilt) { c.exec("UPDATE file SET devcount=7 WHERE fid=$1", uint64(f.fid)) }, "BCNT", 2},
 			{"one is not its checksum", "hashed", func(f *spoilt) {
 				f.write(f.devs[1], f.flipped(0))
+				trashed = append(trashed, f.path(f.devs[1]))
 			}, "BSUM:b REPL", 2},
 			{"both are not their checksum", "hashed", func(f *spoilt) {
 				f.put(f.devs[0], f.flipped(0))
@@ -349,6 +353,9 @@ func TestFsckEvents(t *testing.T) {
 		if got, want := c.Do("file_debug", fmt.Sprintf("fid=%d", fid)).Get("checksum"), fmt.Sprintf("MD5:%x", md5.Sum([]byte("the content of no checksum yet"))); got != want {
 			t.Errorf("checksum %q, want %q", got, want)
 		}
+		for _, path := range trashed {
+			c.waitTrashed(path)
+		}
 
 		// MSUM, and what else the setting has looked at.
 		c.Do("set_server_setting", "key=fsck_checksum", "value=MD5")
@@ -370,6 +377,27 @@ func TestFsckEvents(t *testing.T) {
 	})
 }
 
+// waitTrashed waits until the bytes that were at path are in their device's
+// trash.
+func (c *Cluster) waitTrashed(path string) {
+	c.t.Helper()
+	dev := path
+	for !strings.HasPrefix(filepath.Base(dev), "dev") {
+		dev = filepath.Dir(dev)
+	}
+	within(c.t, 30*time.Second, path+" is in the trash", func() error {
+		found := false
+		err := filepath.WalkDir(filepath.Join(dev, ".mogile", "trash"), func(p string, _ os.DirEntry, err error) error {
+			found = found || strings.Contains(filepath.Base(p), strings.TrimSuffix(filepath.Base(path), ".fid"))
+			return err
+		})
+		if err == nil && !found {
+			err = os.ErrNotExist
+		}
+		return err
+	})
+}
+
 // TestScrub spoils contents in every way; fsck sees nothing of it, scrub names
 // the bad copies and has them replaced by good ones.
 func TestScrub(t *testing.T) {
@@ -377,9 +405,11 @@ func TestScrub(t *testing.T) {
 	engines(t, func(t *testing.T, engine string) {
 		c := StartCluster(t, Spec{Engine: engine, Key: true})
 		c.Do("create_class", "domain="+domain, "class=hashed", "mindevcount=2", "hashtype=MD5")
+		var trashed []string
 		rot := func(i int) func(f *spoilt) {
 			return func(f *spoilt) {
 				f.write(f.devs[i], f.flipped(0))
+				trashed = append(trashed, f.path(f.devs[i]))
 			}
 		}
 		c.spoil(t, []spoilCase{
@@ -418,6 +448,9 @@ func TestScrub(t *testing.T) {
 			if len(devs) == 0 {
 				t.Errorf("%s is recorded nowhere, though there are bytes", key)
 			}
+		}
+		for _, path := range trashed {
+			c.waitTrashed(path)
 		}
 		// A second one finds what could not be mended, and nothing else.
 		_, last := c.fsckLog(0)
