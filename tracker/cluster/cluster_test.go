@@ -263,3 +263,48 @@ func BenchmarkObserve(b *testing.B) {
 		i++
 	}
 }
+
+// TestZonesFollowTheSettings changes them, and hears of what makes no sense once.
+func TestZonesFollowTheSettings(t *testing.T) {
+	t.Parallel()
+	var log bytes.Buffer
+	const ip = "10.0.0.1"
+	db := &database{rows: twoHosts()}
+	db.rows.Hosts[0].IP = ip
+	c := New(db, Options{Log: zerolog.New(&log)})
+	refresh := func(settings map[string]string) *Snapshot {
+		t.Helper()
+		db.rows.Settings = settings
+		if err := c.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return c.Snapshot()
+	}
+	warned := func() string { defer log.Reset(); return log.String() }
+	if s := refresh(nil); s.HostList[0].Zone != "" || warned() != "" {
+		t.Errorf("zone %q before there are any", s.HostList[0].Zone)
+	}
+	broken := map[string]string{"network_zones": "a,b", "zone_a": ip + " rubbish"}
+	if s := refresh(broken); s.HostList[0].Zone != "a" {
+		t.Errorf("zone %q", s.HostList[0].Zone)
+	}
+	if got := warned(); strings.Count(got, "\n") != 2 || !strings.Contains(got, "rubbish") || !strings.Contains(got, "zone_b") {
+		t.Errorf("the log says %s", got)
+	}
+	refresh(broken)
+	c.Observe(Observation{Host: 1, HostState: HostReachable})
+	if got := warned(); got != "" {
+		t.Errorf("once more: %s", got)
+	}
+	if s := c.Snapshot(); s.HostList[0].Zone != "a" {
+		t.Error("what is observed takes the zone away")
+	}
+	refresh(map[string]string{"network_zones": "a", "zone_a": ip})
+	if got := warned(); got != "" {
+		t.Errorf("put right: %s", got)
+	}
+	refresh(broken)
+	if got := warned(); strings.Count(got, "\n") != 2 {
+		t.Errorf("broken again: %s", got)
+	}
+}

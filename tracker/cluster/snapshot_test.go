@@ -259,3 +259,40 @@ func FuzzParseCapabilities(f *testing.F) {
 		}
 	})
 }
+
+func TestZones(t *testing.T) {
+	t.Parallel()
+	rows := schema.TopologyRows{
+		Hosts: []schema.Host{
+			{ID: 1, Name: "near", Status: schema.HostAlive, IP: "10.1.0.1"},
+			{ID: 2, Name: "far", Status: schema.HostAlive, IP: "10.2.0.1"},
+			{ID: 3, Name: "six", Status: schema.HostAlive, IP: "2001:db8::1"},
+			{ID: 4, Name: "nowhere", Status: schema.HostAlive, IP: "192.168.3.4"},
+			{ID: 5, Name: "named", Status: schema.HostAlive, IP: "store.example.org"},
+		},
+		Devices: []schema.Device{{ID: 1, HostID: 1}, {ID: 2, HostID: 2}, {ID: 3, HostID: 3}, {ID: 4, HostID: 4}, {ID: 5, HostID: 5}, {ID: 6, HostID: 77}},
+		Settings: map[string]string{
+			"network_zones": "near, wide, six", "zone_near": "10.1.0.0/16", "zone_wide": "10.0.0.0/8", "zone_six": "2001:db8::/32",
+		},
+	}
+	s := NewSnapshot(rows, 2)
+	for dev, want := range map[protocol.DevID][2]string{
+		1: {"near", "10.1.0.0/16"},
+		2: {"wide", "10.0.0.0/8"},
+		3: {"six", "2001:db8::/32"},
+		4: {"", "192.168.0.0/16"},
+		5: {"", "invalid Prefix"},
+		6: {"", "invalid Prefix"},
+	} {
+		d := s.Device(dev)
+		if d.Zone() != want[0] || d.Network().String() != want[1] {
+			t.Errorf("dev%d is in zone %q, network %s, want %q", dev, d.Zone(), d.Network(), want)
+		}
+	}
+	if s.Zones.Of(netip.MustParseAddr("10.1.2.3")) != "near" {
+		t.Error("the snapshot has no zones")
+	}
+	if s.Device(1).SameNetwork(s.Device(2)) || !s.Device(5).SameNetwork(s.Device(6)) || s.Device(1).SameHost(s.Device(2)) {
+		t.Error("hosts or networks are mixed up")
+	}
+}
