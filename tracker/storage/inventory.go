@@ -111,15 +111,8 @@ func parseVerifyReply(uri string, t protocol.HashType, line string) (protocol.Co
 	return content, nil
 }
 
-const (
-	// CapabilityList and CapabilityTrash are the words with which a storage
-	// daemon says that it lists a device's files, and that it trashes them.
-	CapabilityList  = protocol.VerbList
-	CapabilityTrash = protocol.VerbTrash
-
-	// inventoryTime bounds one order about a device's files.
-	inventoryTime = 30 * time.Second
-)
+// inventoryTime bounds one order about a device's files.
+const inventoryTime = 30 * time.Second
 
 // List lists a part of the files on a device, at the HTTP port hostport of its
 // storage daemon. Errors match [ErrNoOrders] or ErrUnreachable, or are the
