@@ -11,6 +11,7 @@ import (
 	deleter "github.com/mogile/mogile/tracker/delete"
 	"github.com/mogile/mogile/tracker/fsck"
 	"github.com/mogile/mogile/tracker/monitor"
+	"github.com/mogile/mogile/tracker/reap"
 	"github.com/mogile/mogile/tracker/replicate"
 	"github.com/mogile/mogile/tracker/storage"
 	"github.com/mogile/mogile/tracker/work"
@@ -64,7 +65,11 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		Store: t.store, Cluster: t.cluster, Storage: t.storage, Fids: fids, ClusterID: o.ClusterID,
 		Metrics: t.metrics.Registry(), Log: t.log,
 	})
-	reaper := pool(jobReaper, o.ReaperJobs, idle)
+	t.reaper = reap.New(reap.Options{
+		Store: t.store, Cluster: t.cluster, Queues: t.lengths.count, Name: o.Name,
+		Jobs: o.ReaperJobs, Delay: o.ReapDelay,
+		Outage: outage, Numbers: numbers, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
+	})
 	gates := []*gated{newGated(t.replicate.Pool()), newGated(t.deleter.Pool()), newGated(t.fsck.Pool())}
 	masters := 1
 	if o.NoJobMaster {
@@ -76,10 +81,10 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		return t.monitor.Run(ctx)
 	})
 	t.watching.Watchdog = monitorWatchdog + o.MonitorInterval
-	t.workers = []func(context.Context) error{t.replicate.Run, t.deleter.Run, t.fsck.Run, reaper.Run, master.Run}
+	t.workers = []func(context.Context) error{t.replicate.Run, t.deleter.Run, t.fsck.Run, t.reaper.Run, master.Run}
 	t.jobs = map[string]job{
 		jobQuery: t.queries, jobReplicate: gates[0], jobDelete: gates[1], jobFsck: gates[2],
-		jobMonitor: single{t.watching}, jobMaster: single{master}, jobReaper: reaper,
+		jobMonitor: single{t.watching}, jobMaster: single{master}, jobReaper: t.reaper.Pool(),
 	}
 }
 

@@ -49,12 +49,6 @@ func (s single) Want(n int) {
 	}
 }
 
-// idle is the body of a worker that has nothing to do yet.
-func idle(ctx context.Context, _ int) error {
-	<-ctx.Done()
-	return nil
-}
-
 // gated is a job whose workers there are only while there is a job master.
 type gated struct {
 	*work.Pool

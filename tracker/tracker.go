@@ -35,6 +35,7 @@ import (
 	deleter "github.com/mogile/mogile/tracker/delete"
 	"github.com/mogile/mogile/tracker/fsck"
 	"github.com/mogile/mogile/tracker/monitor"
+	"github.com/mogile/mogile/tracker/reap"
 	"github.com/mogile/mogile/tracker/replicate"
 	"github.com/mogile/mogile/tracker/status"
 	"github.com/mogile/mogile/tracker/storage"
@@ -59,9 +60,10 @@ type Options struct {
 	ReplicateJobs int // 0 means 16, below 0 none
 	DeleteJobs    int // 0 means 1, below 0 none
 	FsckJobs      int // ranges of files checked at once; 0 means 1, below 0 none
-	// ReaperJobs counts workers that do nothing yet, for the scripts that look at
-	// them: 0 means 1, below 0 none.
-	ReaperJobs int
+	ReaperJobs    int // of which one works; 0 means 1, below 0 none
+	// ReapDelay is how long a dead device is left alone, so that other trackers
+	// learn of it; 0 means 16 s.
+	ReapDelay time.Duration
 	// NoJobMaster starts without the job master, and so without replicate, delete
 	// and fsck workers, until a console wants it.
 	NoJobMaster bool
@@ -216,6 +218,7 @@ type Tracker struct {
 	replicate *replicate.Worker
 	deleter   *deleter.Worker
 	fsck      *fsck.Worker
+	reaper    *reap.Reaper
 	strays    *fsck.Strays
 	workers   []func(context.Context) error // what must be run, but for the monitor
 	watching  *work.Pool                    // runs the monitor

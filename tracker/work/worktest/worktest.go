@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"slices"
 	"strings"
@@ -614,6 +615,19 @@ func (c *Cluster) Change(dev protocol.DevID, change func(d *cluster.Device, h *c
 		next.DeviceList = append(next.DeviceList, &d)
 	}
 	change(next.Devices[dev], next.Devices[dev].Host)
+	c.snap = &next
+}
+
+// Set publishes a snapshot with another setting.
+func (c *Cluster) Set(name, value string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	next := *c.snap
+	next.Settings = maps.Clone(c.snap.Settings)
+	if next.Settings == nil {
+		next.Settings = make(map[string]string)
+	}
+	next.Settings[name] = value
 	c.snap = &next
 }
 
