@@ -35,7 +35,7 @@ func trackerCommand(warnings ...string) *cli.Command {
 		intFlag("copies-per-device", 4, "copies that a device is source or destination of at once"),
 		stringFlag("replication-bandwidth", "", "`BYTES` a second of all copies of this tracker together, such as 20M; empty: any"),
 		intFlag("delete-jobs", 1, "delete workers"),
-		intFlag("fsck-jobs", 1, "fsck workers"),
+		intFlag("fsck-jobs", 4, "ranges of files that fsck and scrub check at once"),
 		intFlag("reaper-jobs", 1, "reaper workers, of which one works"),
 		boolFlag("no-job-master", "start without the job master, and so without replicate, delete and fsck workers"),
 		intFlag("min-free-space", 100, "MiB; devices with less get no new files"),
