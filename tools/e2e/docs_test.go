@@ -203,7 +203,7 @@ func TestDocumentedFlags(t *testing.T) {
 	for _, name := range below(t, "mogtool") {
 		helps["mogtool "+name] = help(t, "mogtool", name)
 		switch name {
-		case "host", "device", "domain", "class", "settings", "bench":
+		case "host", "device", "domain", "class", "settings", "bench", "fsck":
 			groups["mogtool "+name] = below(t, "mogtool", name)
 			for _, sub := range groups["mogtool "+name] {
 				helps["mogtool "+name+" "+sub] = help(t, "mogtool", name, sub)
