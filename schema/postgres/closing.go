@@ -231,7 +231,7 @@ func (s *Store) closeGuarded(ctx context.Context, calls []schema.Close, outcomes
 // since it was looked at.
 var errKeyTaken = errors.New("the key was taken in the meantime")
 
-const lockKeyRow = `SELECT fid FROM file WHERE dmid = $1 AND dkey = $2 FOR UPDATE`
+const lockKeyRow = `SELECT fid FROM file WHERE dmid = $1 AND dkey COLLATE "C" = $2::text COLLATE "C" FOR UPDATE`
 
 const (
 	setLockTimeout = `SELECT set_config('lock_timeout', $1, true)`
@@ -260,12 +260,12 @@ const (
 	closePending = `= ANY (current_setting('mogile.pending', true)::int8[])`
 
 	closeLock = `SELECT f.fid FROM unnest($1::int8[], $2::int2[], $3::text[]) c (fid, dmid, dkey)
-		JOIN file f ON f.dmid = c.dmid AND f.dkey = c.dkey
+		JOIN file f ON f.dmid = c.dmid AND f.dkey COLLATE "C" = c.dkey COLLATE "C"
 		WHERE c.fid ` + closePending + ` ORDER BY f.dmid, f.dkey FOR UPDATE OF f`
 
 	closeOver = `WITH c AS MATERIALIZED (SELECT * FROM unnest($2::int8[], $3::int2[], $4::text[], $5::int8[], $6::int2[])
 			c (fid, dmid, dkey, length, classid) WHERE c.fid ` + closePending + `),
-		old AS MATERIALIZED (SELECT c.*, f.fid AS old FROM c JOIN file f ON f.dmid = c.dmid AND f.dkey = c.dkey WHERE f.fid <> c.fid),
+		old AS MATERIALIZED (SELECT c.*, f.fid AS old FROM c JOIN file f ON f.dmid = c.dmid AND f.dkey COLLATE "C" = c.dkey COLLATE "C" WHERE f.fid <> c.fid),
 		repointed AS (UPDATE file f SET fid = old.fid, length = old.length, classid = old.classid, devcount = 1
 			FROM old WHERE f.fid = old.old AND f.dmid = old.dmid AND f.dkey = old.dkey RETURNING old.old),
 		queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT old, ` + pathsForgotten + ` FROM repointed ORDER BY old

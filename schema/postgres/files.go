@@ -52,11 +52,14 @@ func (s *Store) findBatch(ctx context.Context, calls []keyName, found []foundFil
 	return err
 }
 
+// Keys are compared in byte order where they are looked up: a plan made while
+// the table was empty would take the index that has that order, and read all of
+// the domain through it.
 const (
 	fileColumns = `f.fid, f.dmid, f.dkey, f.length, f.classid, f.devcount,
 		ARRAY(SELECT o.devid FROM file_on o WHERE o.fid = f.fid ORDER BY o.devid)`
 	findFiles = `SELECT q.at, ` + fileColumns + ` FROM unnest($1::int2[], $2::text[]) WITH ORDINALITY q (dmid, dkey, at)
-		JOIN file f ON f.dmid = q.dmid AND f.dkey = q.dkey`
+		JOIN file f ON f.dmid = q.dmid AND f.dkey COLLATE "C" = q.dkey COLLATE "C"`
 	filesByFID = `SELECT ` + fileColumns + ` FROM file f WHERE f.fid = ANY ($1::int8[])`
 )
 
@@ -182,7 +185,7 @@ func (s *Store) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (pr
 	return protocol.FID(fid), err
 }
 
-const deleteKey = `WITH gone AS (DELETE FROM file WHERE dmid = $2 AND dkey = $3 RETURNING fid),
+const deleteKey = `WITH gone AS (DELETE FROM file WHERE dmid = $2 AND dkey COLLATE "C" = $3::text COLLATE "C" RETURNING fid),
 	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + pathsForgotten + ` FROM gone
 		ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
 	SELECT fid FROM gone`
@@ -197,10 +200,10 @@ func (s *Store) DeleteKeyIf(ctx context.Context, dmid schema.DMID, key string, f
 	})
 }
 
-const deleteKeyIf = `WITH gone AS (DELETE FROM file WHERE dmid = $2 AND dkey = $3 AND fid = $4 RETURNING fid),
+const deleteKeyIf = `WITH gone AS (DELETE FROM file WHERE dmid = $2 AND dkey COLLATE "C" = $3::text COLLATE "C" AND fid = $4 RETURNING fid),
 	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + pathsForgotten + ` FROM gone
 		ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
-	SELECT EXISTS (SELECT FROM gone), (SELECT fid FROM file WHERE dmid = $2 AND dkey = $3)`
+	SELECT EXISTS (SELECT FROM gone), (SELECT fid FROM file WHERE dmid = $2 AND dkey COLLATE "C" = $3::text COLLATE "C")`
 
 // changedIf reads whether a statement changed the row of a key that names want,
 // and what the key named when the statement began.

@@ -29,6 +29,7 @@ type state struct {
 	version       int  // schema_version; 0 where there is no schema
 	applied       int  // number of the last migration; 0 none
 	autoincrement bool // table tempfile has it, or is not there
+	ordered       bool // an index has the fids of each device in order, or there are no tables
 }
 
 // step is one change of a migration.
@@ -50,7 +51,7 @@ func Migrate(ctx context.Context, o Options, m schema.MigrateOptions) (_ schema.
 	mode := "rwc"
 	if m.DryRun {
 		if _, err := os.Stat(o.Path); errors.Is(err, fs.ErrNotExist) {
-			return plan(state{autoincrement: true}, m, nil)
+			return plan(state{autoincrement: true, ordered: true}, m, nil)
 		}
 		mode = "ro"
 	} else {
@@ -156,6 +157,9 @@ func plan(st state, m schema.MigrateOptions, apply func(step) error) (schema.Mig
 	if !st.autoincrement {
 		steps = append(steps, step{"rebuild table tempfile with AUTOINCREMENT", []string{adoptTempfile}})
 	}
+	if !st.ordered {
+		steps = append(steps, step{"create index file_on_devid_fid", []string{"CREATE INDEX file_on_devid_fid ON file_on (devid, fid)"}})
+	}
 	if version != st.version {
 		steps = append(steps, step{fmt.Sprintf("set schema_version %d", version), []string{
 			fmt.Sprintf("INSERT INTO server_settings (field, value) VALUES ('schema_version', '%d') "+
@@ -176,7 +180,7 @@ func plan(st state, m schema.MigrateOptions, apply func(step) error) (schema.Mig
 
 // readState finds out what a database has.
 func readState(ctx context.Context, tx *sql.Tx) (state, error) {
-	st := state{autoincrement: true}
+	st := state{autoincrement: true, ordered: true}
 	tables := make(map[string]string)
 	rows, err := tx.QueryContext(ctx, "SELECT lower(name), sql FROM sqlite_master WHERE type = 'table'")
 	if err != nil {
@@ -196,6 +200,12 @@ func readState(ctx context.Context, tx *sql.Tx) (state, error) {
 	}
 	if text, ok := tables["tempfile"]; ok {
 		st.autoincrement = strings.Contains(strings.ToUpper(text), "AUTOINCREMENT")
+	}
+	if text, ok := tables["file_on"]; ok && !strings.Contains(strings.ToUpper(text), "WITHOUT ROWID") {
+		const index = "SELECT EXISTS (SELECT 1 FROM sqlite_master WHERE type = 'index' AND name = 'file_on_devid_fid')"
+		if err := tx.QueryRowContext(ctx, index).Scan(&st.ordered); err != nil {
+			return st, classify(ctx, err)
+		}
 	}
 	if _, ok := tables["mogile_meta"]; ok {
 		if err := tx.QueryRowContext(ctx, "SELECT value FROM mogile_meta WHERE name = 'version'").Scan(&st.applied); err != nil {

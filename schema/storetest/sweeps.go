@@ -518,14 +518,14 @@ func checkRecount(e *env) {
 }
 
 func checkHighestFID(e *env) {
-	inFile, issued, err := e.HighestFID(e.ctx)
+	inFile, _, err := e.HighestFID(e.ctx)
 	e.must(err)
 	if inFile != 0 {
 		e.Errorf("an empty table has %d", inFile)
 	}
 	a := e.put("a")
 	b := e.open("b")
-	inFile, issued, err = e.HighestFID(e.ctx)
+	inFile, issued, err := e.HighestFID(e.ctx)
 	e.must(err)
 	if inFile != a || issued < b {
 		e.Errorf("highest fids are %d and %d; want %d and %d or more", inFile, issued, a, b)
