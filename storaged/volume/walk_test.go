@@ -13,6 +13,7 @@ import (
 	"slices"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -159,8 +160,12 @@ func TestWalkManyNames(t *testing.T) {
 // walk.
 func TestWalkFaults(t *testing.T) {
 	t.Parallel()
+	synctest.Test(t, walkFaults)
+}
+
+func walkFaults(t *testing.T) {
 	disk := simulate(t, simdisk.Options{}, false)
-	d, v := openSim(t, disk, volume.Options{StuckAfter: 20 * time.Millisecond, Slots: 1})
+	d, v := openSim(t, disk, volume.Options{Slots: 1})
 	defer d.Close()
 	for _, fid := range []protocol.FID{1, 2, 1001, 2001} {
 		mustPut(t, v, nameOfFID(fid), nil)
