@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/mogile/mogile/protocol"
@@ -39,6 +40,16 @@ func fits(what, text string, maxChars int) error {
 		}
 	}
 	return nil
+}
+
+// unfolded is text in one line.
+func unfolded(text string) string {
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || r == '\r' || r == '\t' {
+			return ' '
+		}
+		return r
+	}, text)
 }
 
 // namespaceChanged makes a change of domains, classes or settings visible to
@@ -175,11 +186,11 @@ func (t *Tracker) writeClass(ctx context.Context, q *query, update bool) error {
 	change := schema.ClassChange{MinDevCount: &copies}
 	if q.True("replpolicy") {
 		policy := q.Get("replpolicy")
+		if fits("The policy", unfolded(policy), maxPolicy) != nil {
+			return &protocol.Error{Code: "invalid_replpolicy", Text: fmt.Sprintf("A policy must have at most %d characters, without control characters", maxPolicy)}
+		}
 		if _, err := placement.ParsePolicy(policy); err != nil {
 			return err
-		}
-		if fits("The policy", policy, maxPolicy) != nil {
-			return &protocol.Error{Code: "invalid_replpolicy", Text: fmt.Sprintf("A policy must have at most %d characters, without control characters", maxPolicy)}
 		}
 		change.ReplPolicy = &policy
 	}

@@ -138,3 +138,35 @@ func TestZonesOfIPv6(t *testing.T) {
 	}
 	c.ok(set + "10.0.0.0/8")
 }
+
+// TestPoliciesOfClasses sets policies of all kinds, and is told where those that
+// cannot be read go wrong.
+func TestPoliciesOfClasses(t *testing.T) {
+	t.Parallel()
+	e := start(t)
+	c := e.dial()
+	for i, policy := range []string{
+		"MultipleDevices(2)", "MultipleNetworks()", "HostsPerNetwork(near=2, far=1)",
+		"Union(\n\tHostsPerNetwork(near=1),\n\tMogileFS::ReplicationPolicy::MultipleHosts(3),\n)",
+	} {
+		c.ok(fmt.Sprintf("create_class domain=toast&class=c%d&mindevcount=1&replpolicy=%s", i, protocol.Escape(policy)))
+		c.ok(fmt.Sprintf("update_class domain=toast&class=c%d&mindevcount=2&replpolicy=%s", i, protocol.Escape(policy)))
+		if got := c.ok("get_domains").Get(fmt.Sprintf("domain1class%dreplpolicy", i+2)); got != policy {
+			t.Errorf("%q is listed as %q", policy, got)
+		}
+	}
+	for policy, place := range map[string]string{
+		"Union(MultipleHosts(2), Never(3))":   `at column 25, near "Never(3))"`,
+		"HostsPerNetwork(near=2":              "expected , or ) in HostsPerNetwork at the end",
+		"MultipleNetworks":                    "expected ( after MultipleNetworks at the end",
+		"MultipleHosts(\x01)":                 "without control characters",
+		strings.Repeat("Union(", 1000):        "at most 255 characters",
+		strings.Repeat("Union(", 40) + "junk": "nested more than 16 deep",
+	} {
+		for _, command := range []string{"create_class domain=toast&class=new", "update_class domain=toast&class=c0"} {
+			if err := c.refused(command+"&mindevcount=1&replpolicy="+protocol.Escape(policy), "invalid_replpolicy"); !strings.Contains(err.Text, place) {
+				t.Errorf("%.60q is refused with %q, want %q", policy, err.Text, place)
+			}
+		}
+	}
+}

@@ -298,6 +298,38 @@ func TestParsePolicy(t *testing.T) {
 	}
 }
 
+// FuzzParsePolicy wants every policy that reads to read the same when it is
+// written, and to decide about a file.
+func FuzzParsePolicy(f *testing.F) {
+	for _, s := range []string{
+		"", "MultipleHosts(3)", " MultipleDevices ( 2 ) tail", "MultipleNetworks(32767)", "HostsPerNetwork(a=2,b=1)",
+		"Union(MultipleHosts(), MultipleDevices(2),)", "MogileFS::ReplicationPolicy::Union(HostsPerNetwork(a=0) Union(MultipleNetworks()))",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		p, err := ParsePolicy(s)
+		if err != nil {
+			if !errors.Is(err, protocol.Err("invalid_replpolicy")) {
+				t.Fatalf("%q: %v", s, err)
+			}
+			return
+		}
+		again, err := ParsePolicy(p.String())
+		if err != nil {
+			t.Fatalf("%q reads as %v, which does not read: %v", s, p, err)
+		}
+		if diff := cmp.Diff(p, again); diff != "" {
+			t.Fatalf("%q: %s", s, diff)
+		}
+		devs, on := layout(t, "h1@a: d1* d2*; h2@a: d3; h3@b: d4 d5*; h4: d6=drain*")
+		q := Question{On: on, Devices: devs, MinDevCount: 2, Rand: seeded(1)}
+		if plan := p.Decide(q); plan.Verdict.String() == "unknown" {
+			t.Fatalf("%q: verdict %d", s, plan.Verdict)
+		}
+	})
+}
+
 // aCluster draws hosts and devices in any state, and copies anywhere.
 func aCluster(t *rapid.T) Question {
 	q := Question{
