@@ -3,6 +3,7 @@ package placement
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -291,6 +292,42 @@ func TestMayDropLeavesEnough(t *testing.T) {
 			if slices.Max(append(wants(policy, rest), 0)) > slices.Max(append(wants(policy, q), 0)) {
 				t.Fatalf("%s: missing %v before, %v after", policy, wants(policy, q), wants(policy, rest))
 			}
+		}
+	})
+}
+
+// TestDeepUnions answers for the deepest Union in no time, and as for its one
+// member.
+func TestDeepUnions(t *testing.T) {
+	t.Parallel()
+	const depth = protocol.MaxPolicyDepth
+	deep, err := ParsePolicy(strings.Repeat("Union(", depth) + "MultipleHosts(1)" + strings.Repeat(")", depth))
+	if err != nil {
+		t.Fatal(err)
+	}
+	devs, on := layout(t, "h1: d1* d2*; h2: d3*; h3: d4*; h4: d5*; h5: d6* d7")
+	q := Question{On: on, Devices: devs, MinDevCount: 1, Rand: seeded(1)}
+	if got, want := deep.Decide(q), (MultipleHosts{Count: 1}).Decide(q); inOrder(got.Drop) != inOrder(want.Drop) || len(got.Drop) != 5 {
+		t.Errorf("drops %s, want %s", inOrder(got.Drop), inOrder(want.Drop))
+	}
+}
+
+// TestUnionsOfUnions wants a Union in a Union to be as good as its members.
+func TestUnionsOfUnions(t *testing.T) {
+	t.Parallel()
+	rapid.Check(t, func(t *rapid.T) {
+		q := aCluster(t)
+		nested := aPolicy(2).Draw(t, "policy")
+		flat, err := ParsePolicy(nested.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		q.Rand = seeded(1)
+		a := nested.Decide(q)
+		q.Rand = seeded(1)
+		b := flat.Decide(q)
+		if a.Verdict != b.Verdict || a.Keep != b.Keep || inOrder(a.Drop) != inOrder(b.Drop) {
+			t.Fatalf("%v: %+v, flat %+v", nested, a, b)
 		}
 	})
 }

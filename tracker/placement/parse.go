@@ -27,9 +27,16 @@ func policyOf(c protocol.PolicyCall) Policy {
 	case protocol.PolicyHostsPerNetwork:
 		return HostsPerNetwork{Needs: c.Needs}
 	case protocol.PolicyUnion:
-		u := Union{Members: make([]Policy, len(c.Members))}
-		for i, m := range c.Members {
-			u.Members[i] = policyOf(m)
+		var u Union
+		for _, m := range c.Members {
+			// Members of a member are as good as its own, and quicker: a Union asks
+			// its members again for each copy.
+			p := policyOf(m)
+			if inner, ok := p.(Union); ok {
+				u.Members = append(u.Members, inner.Members...)
+			} else {
+				u.Members = append(u.Members, p)
+			}
 		}
 		return u
 	}

@@ -281,7 +281,7 @@ func TestParsePolicy(t *testing.T) {
 		{"MultipleNetworks(2)", MultipleNetworks{Count: 2}},
 		{"HostsPerNetwork(a=1,b=2)", HostsPerNetwork{Needs: []protocol.ZoneNeed{{Zone: "a", Hosts: 1}, {Zone: "b", Hosts: 2}}}},
 		{"Union(MultipleHosts(2) Union(HostsPerNetwork(a=1)),)", Union{Members: []Policy{
-			MultipleHosts{Count: 2}, Union{Members: []Policy{HostsPerNetwork{Needs: []protocol.ZoneNeed{{Zone: "a", Hosts: 1}}}}},
+			MultipleHosts{Count: 2}, HostsPerNetwork{Needs: []protocol.ZoneNeed{{Zone: "a", Hosts: 1}}},
 		}}},
 	} {
 		got, err := ParsePolicy(c.in)
