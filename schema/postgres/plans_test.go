@@ -21,10 +21,10 @@ var bigScan = regexp.MustCompile(`Seq Scan on (file|file_on|file_to_queue|file_t
 var planned = []struct {
 	name, sql, args, index string
 }{
-	{"find keys", findFiles, "'{1}', '{key 5}'", "AND ((dkey)::text = ("},
-	{"delete a key", deleteKey, "0, 1, 'key 5'", "AND ((dkey)::text = ("},
-	{"lock a key", lockKeyRow, "1, 'key 5'", "AND ((dkey)::text = ("},
-	{"lock closed keys", closeLock, "'{1}', '{1}', '{key 5}'", "AND ((dkey)::text = ("},
+	{"find keys", findFiles, "'{1}', '{key 5}'", "AND ((dkey)::text = "},
+	{"delete a key", deleteKey, "0, 1, 'key 5'", "AND ((dkey)::text = "},
+	{"lock a key", lockKeyRow, "1, 'key 5'", "AND ((dkey)::text = "},
+	{"lock closed keys", closeLock, "'{1}', '{1}', '{key 5}'", "AND ((dkey)::text = "},
 	{"next files of a sweep", nextFiles, "50000, 90000, 500", "file_pkey"},
 	{"files of a range", filesIn, "50000, 60000, 500", "file_pkey"},
 	{"files to reap", fidsOn, "7, 500", "file_on_devid_fid"},
