@@ -36,16 +36,33 @@ import (
 // namespace is on the embedded store, the devices are on simulated disks that
 // lose what was not flushed.
 //
+// Copies rot and vanish, devices die and return, classes change their policy.
+//
 // It runs 1,000 steps and some more, times MOGILE_TEST_SCALE.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	const steps = 100
-	for name, value := range map[string]string{"rapid.checks": strconv.Itoa(scale(12)), "rapid.steps": strconv.Itoa(steps), "rapid.shrinktime": "60s", "rapid.nofailfile": "true"} {
+	for name, value := range map[string]string{"rapid.checks": strconv.Itoa(scale(12) / modelLanes), "rapid.steps": strconv.Itoa(steps), "rapid.shrinktime": "60s", "rapid.nofailfile": "true"} {
 		if err := flag.Set(name, value); err != nil {
 			t.Fatal(err)
 		}
 	}
-	ips := []string{"127.0.0.1", "127.0.0.2", "127.0.0.3"}
+	// Worlds mostly wait for their workers, so several live side by side.
+	for lane := range modelLanes {
+		t.Run(fmt.Sprintf("lane%d", lane+1), func(t *testing.T) {
+			t.Parallel()
+			modelLane(t, lane)
+		})
+	}
+}
+
+const modelLanes = 3
+
+func modelLane(t *testing.T, lane int) {
+	var ips []string
+	for i := range modelHosts {
+		ips = append(ips, fmt.Sprintf("127.0.%d.%d", lane+1, i+1))
+	}
 	storagePort := freePorts(t, 2, ips...)
 	trackerPort := freePorts(t, 1, "127.0.0.1")
 	var counts modelCounts
@@ -65,15 +82,33 @@ func TestModel(t *testing.T) {
 			"daemon restart":  w.daemonRestart,
 			"tracker restart": w.trackerRestart,
 			"settle":          w.settle,
+			"corrupt copies":  seldom(w.corrupt),
+			"lose copies":     seldom(w.lose),
+			"device dies":     seldom(w.deviceDies),
+			"device returns":  seldom(w.deviceReturns),
+			"change policy":   seldom(w.changePolicy),
 		})
 		w.settle(rt)
 		counts.add(w.counts)
 	})
-	t.Logf("%d steps: %d files stored, %d deleted, %d power cuts, %d settled states compared",
-		counts.steps, counts.stored, counts.deleted, counts.cuts, counts.settled)
+	t.Logf("%d steps: %d files stored, %d deleted, %d power cuts, %d settled states compared; %d copies corrupted, %d lost, %d devices dead, %d changes of policy",
+		counts.steps, counts.stored, counts.deleted, counts.cuts, counts.settled,
+		counts.corrupted, counts.lost, counts.dead, counts.policies)
 }
 
-type modelCounts struct{ steps, stored, deleted, cuts, settled int }
+// seldom has a step that takes long done one time in ten.
+func seldom(step func(*rapid.T)) func(*rapid.T) {
+	return func(rt *rapid.T) {
+		if rapid.IntRange(0, 9).Draw(rt, "seldom") == 0 {
+			step(rt)
+		}
+	}
+}
+
+type modelCounts struct {
+	steps, stored, deleted, cuts, settled int
+	corrupted, lost, dead, policies       int
+}
 
 func (c *modelCounts) add(d modelCounts) {
 	c.steps += d.steps
@@ -81,6 +116,33 @@ func (c *modelCounts) add(d modelCounts) {
 	c.deleted += d.deleted
 	c.cuts += d.cuts
 	c.settled += d.settled
+	c.corrupted += d.corrupted
+	c.lost += d.lost
+	c.dead += d.dead
+	c.policies += d.policies
+}
+
+// modelClass is a class of the model: how many copies it wants now, and whether
+// each on another host.
+type modelClass struct {
+	class  schema.Class
+	copies int
+	spread bool
+}
+
+// modelHosts is how many storage hosts a world has, each with two devices. One
+// device at a time is dead or drained, so that every policy can still be met.
+const modelHosts = 3
+
+func modelClasses() map[string]*modelClass {
+	return map[string]*modelClass{
+		"default":  {schema.Class{MinDevCount: 2}, 2, true},
+		"single":   {schema.Class{MinDevCount: 1}, 1, true},
+		"triple":   {schema.Class{MinDevCount: 3}, 3, true},
+		"summed":   {schema.Class{MinDevCount: 2, HashType: protocol.HashMD5}, 2, true},
+		"devices":  {schema.Class{MinDevCount: 2, ReplPolicy: "MultipleDevices(3)"}, 3, false},
+		"changing": {schema.Class{MinDevCount: 2}, 2, true},
+	}
 }
 
 // state is what a key may hold: absent where body is nil.
@@ -109,6 +171,12 @@ type world struct {
 	// everything is known; several after a call whose outcome nobody heard.
 	files map[string][]state
 	next  int // makes bodies unique
+
+	classes map[string]*modelClass
+	names   []string       // of the classes
+	out     protocol.DevID // the device that is dead, 0 none
+	dead    bool           // it is dead: what it holds does not count
+	key     []byte         // of the cluster
 
 	log *logBuffer // of all daemons
 }
@@ -151,7 +219,11 @@ func newWorld(t *testing.T, rt *rapid.T, ips []string, storagePort, trackerPort 
 		port:  storagePort,
 		files: map[string][]state{},
 		log:   &logBuffer{},
+
+		classes: modelClasses(),
+		key:     []byte("thirty-two bytes that nobody else"),
 	}
+	w.names = slices.Sorted(maps.Keys(w.classes))
 	rt.Cleanup(w.close)
 	ctx := context.Background()
 	if _, err := open.Migrate(ctx, open.Options{DSN: w.dsn}, schema.MigrateOptions{}); err != nil {
@@ -174,8 +246,9 @@ func newWorld(t *testing.T, rt *rapid.T, ips []string, storagePort, trackerPort 
 	}
 	w.store = store
 	w.must(store.CreateDomain(ctx, domain))
-	for class, n := range copies {
-		w.must(store.CreateClass(ctx, domain, schema.Class{Name: class, MinDevCount: n}))
+	for name, c := range w.classes {
+		c.class.Name = name
+		w.must(store.CreateClass(ctx, domain, c.class))
 	}
 	for i, h := range w.hosts {
 		id, err := store.CreateHost(ctx, schema.Host{Name: fmt.Sprintf("host%d", i+1), IP: h.ip, Port: w.port, Status: schema.HostAlive})
@@ -204,6 +277,7 @@ func (w *world) startHost(h *simHost) {
 		MgmtListen:   net.JoinHostPort(h.ip, strconv.Itoa(w.port+1)),
 		DrainTimeout: time.Millisecond,
 		FS:           h.disk,
+		ClusterKeys:  [][]byte{w.key},
 		Log:          zerolog.New(w.log).With().Str("host", h.ip).Logger(),
 	}
 	var d *storaged.Daemon
@@ -245,8 +319,10 @@ func (w *world) startTracker() {
 	tr, err := tracker.New(tracker.Options{
 		Store: store, Listen: []string{w.addr}, Name: "model",
 		StorageMgmtPort: w.port + 1,
+		ClusterKey:      w.key,
 		NodeTimeout:     2 * time.Second,
 		TempfileAge:     time.Hour,
+		ReapDelay:       time.Second,
 		MonitorInterval: 50 * time.Millisecond, RefreshInterval: 200 * time.Millisecond, TestWriteInterval: 100 * time.Millisecond,
 		Log: zerolog.New(w.log).With().Timestamp().Logger().Level(zerolog.DebugLevel),
 	})
@@ -318,7 +394,7 @@ func (w *world) dump() string {
 		fmt.Fprintf(&b, "%q: %+v on %v %+v %v\n", f.Key, f, d.Devices, d.Queues, err)
 	}
 	for _, h := range w.hosts {
-		fmt.Fprintln(&b, h.ip, h.disk.Files("/mogdata"))
+		fmt.Fprintln(&b, h.ip, slices.DeleteFunc(h.disk.Files("/mogdata"), func(path string) bool { return strings.Contains(path, "/test-write/") }))
 	}
 	return b.String()
 }
@@ -348,6 +424,9 @@ func (w *world) waitWriteable() {
 			return err
 		}
 		for n := range 2 * len(w.hosts) {
+			if w.dead && n+1 == int(w.out) {
+				continue
+			}
 			if s := fields.Get(fmt.Sprintf("dev%d_observed_state", n+1)); s != "writeable" || fields.Get(fmt.Sprintf("dev%d_mb_total", n+1)) == "" {
 				return fmt.Errorf("dev%d is %q", n+1, s)
 			}
@@ -382,7 +461,7 @@ func (w *world) newState(rt *rapid.T) state {
 			body = fmt.Appendf(body, "%d ", n)
 		}
 	}
-	return state{class: rapid.SampledFrom([]string{"default", "single", "triple"}).Draw(rt, "class"), body: body}
+	return state{class: rapid.SampledFrom(w.names).Draw(rt, "class"), body: body}
 }
 
 func (w *world) rng(rt *rapid.T) *rand.Rand {
@@ -460,7 +539,7 @@ func (w *world) updateClass(rt *rapid.T) {
 	if w.files[key] == nil {
 		return
 	}
-	class := rapid.SampledFrom([]string{"default", "single", "triple"}).Draw(rt, "class")
+	class := rapid.SampledFrom(w.names).Draw(rt, "class")
 	if _, err := w.do("updateclass", "key="+key, "class="+class); err != nil {
 		rt.Fatalf("updateclass %q to %s: %v", key, class, err)
 	}
@@ -607,51 +686,47 @@ func (w *world) settle(rt *rapid.T) {
 	for _, key := range slices.Collect(maps.Keys(w.files)) {
 		w.know(rt, key)
 	}
+	w.settled()
+}
+
+// settled waits until every file has the copies that its class wants, and the
+// disks hold nothing else. It moves the database's clock, so that nothing waits
+// for its time.
+func (w *world) settled() {
+	w.rt.Helper()
 	if _, err := w.do("replicate_now"); err != nil {
-		rt.Fatal(err)
+		w.rt.Fatal(err)
 	}
 	w.within(time.Minute, "disks hold what the model holds", func() error {
 		w.ahead.Add(int64(time.Minute))
-		have := map[string][]byte{} // by path
-		for i, h := range w.hosts {
-			for _, path := range h.disk.Files("/mogdata") {
-				if strings.Contains(path, "/test-write/") || strings.Contains(path, "/.mogile/") || strings.HasSuffix(path, "/usage") {
-					continue
-				}
-				body, err := h.disk.ReadFile(path)
-				if err != nil {
-					return err
-				}
-				have[fmt.Sprintf("host%d %s", i+1, path)] = body
-			}
+		have, err := w.onDisks()
+		if err != nil {
+			return err
 		}
 		wanted := 0
 		for key, states := range w.files {
-			fields, err := w.do("file_info", "key="+key, "devices=1")
+			at, err := w.where(key)
 			if err != nil {
 				return err
 			}
-			want := copies[states[0].class]
-			hosts := map[int]bool{}
-			devs := strings.Split(fields.Get("devids"), ",")
-			for _, dev := range devs {
-				n, err := strconv.Atoi(dev)
-				if err != nil {
-					return fmt.Errorf("%q is on %q", key, fields.Get("devids"))
+			class := w.classes[states[0].class]
+			hosts := map[*simHost]bool{}
+			for _, dev := range at.devs {
+				if dev == w.out {
+					return fmt.Errorf("%q is on dev%d", key, dev)
 				}
-				host := (n-1)/2 + 1
-				hosts[host] = true
-				path := fmt.Sprintf("host%d /mogdata/%s", host, protocol.FID(fields.Number("fid")).Path(protocol.DevID(n)))
+				hosts[w.hostOf(dev)] = true
+				path := at.path(dev)
 				body, ok := have[path]
 				if !ok || !bytes.Equal(body, states[0].body) {
 					return fmt.Errorf("%q: %s is there: %v, with %d bytes of %d", key, path, ok, len(body), len(states[0].body))
 				}
 				delete(have, path)
 			}
-			if len(devs) != want || len(hosts) != want || int(fields.Number("devcount")) != want {
-				return fmt.Errorf("%q has copies on %v (devcount %s), want %d", key, devs, fields.Get("devcount"), want)
+			if len(at.devs) != class.copies || class.spread && len(hosts) != class.copies || at.devcount != class.copies {
+				return fmt.Errorf("%q of class %s has copies on %v (devcount %d), want %d", key, states[0].class, at.devs, at.devcount, class.copies)
 			}
-			wanted += want
+			wanted += class.copies
 		}
 		if len(have) > 0 {
 			return fmt.Errorf("%d files beside the %d that are named: %v", len(have), wanted, slices.Sorted(maps.Keys(have)))
@@ -659,4 +734,218 @@ func (w *world) settle(rt *rapid.T) {
 		return nil
 	})
 	w.counts.settled++
+}
+
+// onDisks are the files of all devices that are not dead, by their path, which
+// begins with the name of the device.
+func (w *world) onDisks() (map[string][]byte, error) {
+	have := map[string][]byte{}
+	for _, h := range w.hosts {
+		for _, path := range h.disk.Files("/mogdata") {
+			if strings.Contains(path, "/test-write/") || strings.Contains(path, "/.mogile/") || strings.HasSuffix(path, "/usage") {
+				continue
+			}
+			path = strings.TrimPrefix(path, "/mogdata/")
+			if w.dead && strings.HasPrefix(path, "dev"+w.out.String()+"/") {
+				continue
+			}
+			body, err := h.disk.ReadFile("/mogdata/" + path)
+			if err != nil {
+				return nil, err
+			}
+			have[path] = body
+		}
+	}
+	return have, nil
+}
+
+// location is where a file is, as the database has it.
+type location struct {
+	fid      protocol.FID
+	devs     []protocol.DevID
+	devcount int
+}
+
+func (l location) path(dev protocol.DevID) string { return l.fid.Path(dev) }
+
+func (w *world) where(key string) (location, error) {
+	fields, err := w.do("file_info", "key="+key, "devices=1")
+	if err != nil {
+		return location{}, err
+	}
+	l := location{fid: protocol.FID(fields.Number("fid")), devcount: int(fields.Number("devcount"))}
+	for dev := range strings.SplitSeq(fields.Get("devids"), ",") {
+		n, err := strconv.Atoi(dev)
+		if err != nil {
+			return location{}, fmt.Errorf("%q is on %q", key, fields.Get("devids"))
+		}
+		l.devs = append(l.devs, protocol.DevID(n))
+	}
+	return l, nil
+}
+
+func (w *world) hostOf(dev protocol.DevID) *simHost { return w.hosts[(dev-1)/2] }
+
+// damage does something to some of the copies of a file, never to all. It
+// returns how many it met, 0 where no file has two copies.
+func (w *world) damage(rt *rapid.T, do func(disk *simdisk.Disk, path string, body []byte) error) int {
+	var able []string
+	for _, key := range slices.Sorted(maps.Keys(w.files)) {
+		if w.classes[w.files[key][0].class].copies > 1 {
+			able = append(able, key)
+		}
+	}
+	if len(able) == 0 {
+		return 0
+	}
+	key := rapid.SampledFrom(able).Draw(rt, "damaged")
+	at, err := w.where(key)
+	w.must(0, err)
+	devs := rapid.Permutation(at.devs).Draw(rt, "devices")
+	devs = devs[:rapid.IntRange(1, len(devs)-1).Draw(rt, "copies")]
+	for _, dev := range devs {
+		w.must(0, do(w.hostOf(dev).disk, "/mogdata/"+at.path(dev), bytes.Clone(w.files[key][0].body)))
+	}
+	return len(devs)
+}
+
+// corrupt changes the content of copies as a bad disk does, and has a scrub
+// find and repair them.
+func (w *world) corrupt(rt *rapid.T) {
+	w.settle(rt)
+	w.counts.corrupted += w.damage(rt, func(disk *simdisk.Disk, path string, body []byte) error {
+		switch way := rapid.IntRange(0, 3).Draw(rt, "way"); {
+		case len(body) == 0:
+			body = []byte("x")
+		case way == 0:
+			body[len(body)/2] ^= 1
+		case way == 1:
+			body = bytes.Repeat([]byte{'#'}, len(body)) // no body is like this
+		case way == 2:
+			body = body[:len(body)/2]
+		default:
+			body = nil
+		}
+		return disk.Rot(path, body)
+	})
+	w.sweep("scrub")
+	w.settled()
+}
+
+// lose takes copies away behind the product's back, and has fsck find and
+// replace them.
+func (w *world) lose(rt *rapid.T) {
+	w.settle(rt)
+	w.counts.lost += w.damage(rt, func(disk *simdisk.Disk, path string, _ []byte) error { return disk.Lose(path) })
+	if _, err := w.do("fsck_reset"); err != nil {
+		rt.Fatal(err)
+	}
+	w.sweep("fsck")
+	w.settled()
+}
+
+// sweep has all files checked, and waits until that is done.
+func (w *world) sweep(kind string) {
+	w.rt.Helper()
+	if _, err := w.do(kind + "_start"); err != nil {
+		w.rt.Fatalf("%s_start: %v", kind, err)
+	}
+	w.within(time.Minute, kind+" is over", func() error {
+		fields, err := w.do("fsck_progress", "sweep="+kind)
+		if err == nil && (fields.Get("running") != "0" || fields.Number("claimed_ranges")+fields.Number("queued_files") > 0) {
+			err = fmt.Errorf("%v", fields)
+		}
+		w.ahead.Add(int64(time.Minute)) // what could not be checked waits to be checked again
+		return err
+	})
+}
+
+// trashStrays moves what the database does not know on a device into the
+// device's trash.
+func (w *world) trashStrays(dev protocol.DevID) {
+	w.rt.Helper()
+	for after := ""; ; {
+		fields, err := w.do("strays", "devid="+dev.String(), "age=0", "delete=1", "after="+after)
+		if err != nil {
+			w.rt.Fatalf("strays on dev%d: %v", dev, err)
+		}
+		if after = fields.Get("next"); after == "" {
+			return
+		}
+	}
+}
+
+func (w *world) mark(dev protocol.DevID, state string) {
+	w.rt.Helper()
+	if _, err := w.do("set_state", fmt.Sprintf("host=host%d", (dev-1)/2+1), "device="+dev.String(), "state="+state); err != nil {
+		w.rt.Fatalf("mark dev%d %s: %v", dev, state, err)
+	}
+}
+
+func anyDevice(rt *rapid.T) protocol.DevID {
+	return protocol.DevID(rapid.IntRange(1, 2*modelHosts).Draw(rt, "device"))
+}
+
+// deviceDies marks a device dead, whose files are copied elsewhere.
+func (w *world) deviceDies(rt *rapid.T) {
+	if w.out != 0 {
+		return
+	}
+	w.settle(rt)
+	dev := anyDevice(rt)
+	for _, key := range slices.Collect(maps.Keys(w.files)) { // what would be lost
+		at, err := w.where(key)
+		w.must(0, err)
+		if len(at.devs) == 1 && at.devs[0] == dev {
+			_, err := w.do("delete", "key="+key)
+			w.must(0, err)
+			delete(w.files, key)
+		}
+	}
+	w.out, w.dead = dev, true
+	w.mark(dev, schema.DeviceDead)
+	w.counts.dead++
+	w.settled()
+}
+
+// deviceReturns puts the device that is out back to use: what is left on a dead
+// one is thrown away, or moved into the trash as what nobody knows.
+func (w *world) deviceReturns(rt *rapid.T) {
+	if w.out == 0 {
+		return
+	}
+	w.settle(rt)
+	dev, dead := w.out, w.dead
+	w.out, w.dead = 0, false
+	if dead {
+		if rapid.Bool().Draw(rt, "new disk") {
+			disk := w.hostOf(dev).disk
+			for _, path := range disk.Files(fmt.Sprintf("/mogdata/dev%d", dev)) {
+				if strings.HasSuffix(path, ".fid") {
+					w.must(0, disk.Lose(path))
+				}
+			}
+		}
+		w.mark(dev, schema.DeviceDown)
+	}
+	w.mark(dev, schema.DeviceAlive)
+	w.waitWriteable()
+	w.trashStrays(dev)
+	w.settled()
+}
+
+// changePolicy changes how many copies a class wants.
+func (w *world) changePolicy(rt *rapid.T) {
+	w.settle(rt)
+	c := w.classes["changing"]
+	c.copies = rapid.IntRange(1, modelHosts).Draw(rt, "copies")
+	if _, err := w.do("update_class", "class=changing", fmt.Sprintf("mindevcount=%d", c.copies)); err != nil {
+		rt.Fatal(err)
+	}
+	if _, err := w.do("fsck_reset", "policy_only=1"); err != nil {
+		rt.Fatal(err)
+	}
+	w.sweep("fsck")
+	w.counts.policies++
+	w.settled()
 }
