@@ -152,7 +152,7 @@ func (r *round) runMove(ctx context.Context) (outcome, error) {
 			if err != nil || result != "" {
 				return result, err
 			}
-		case satisfies(r.policy, r.question(), func(placement.Placement) bool { return true }):
+		case placement.Satisfied(r.policy, r.question(), func(placement.Placement) bool { return true }):
 			return wouldWorsen, nil
 		default:
 			return noSuggestion, nil // the policy is not met with the copy either
@@ -169,7 +169,7 @@ func (r *round) nextTarget(from *cluster.Device, to []protocol.DevID) (d *cluste
 	q := r.question()
 	var crowded []protocol.DevID
 	for {
-		next, ok := moveTarget(r.policy, q, from, to)
+		next, ok := placement.Away(r.policy, q, from.ID, to)
 		switch {
 		case !ok && len(crowded) > 0:
 			r.wait = r.w.devices.Line(crowded[0])
@@ -187,48 +187,6 @@ func (r *round) nextTarget(from *cluster.Device, to []protocol.DevID) (d *cluste
 	}
 }
 
-// moveTarget decides where the next copy of a file goes whose copy on from is to
-// be dropped, nil where the others satisfy the policy. Copies go only to the
-// devices in to, where that is not empty, though the policy judges by the whole
-// cluster. ok is false, and nothing should be copied, where the policy is not
-// satisfied in the end by copies that can be read without the one on from.
-func moveTarget(p placement.Policy, q placement.Question, from *cluster.Device, to []protocol.DevID) (next *cluster.Device, ok bool) {
-	q.On = slices.DeleteFunc(slices.Clone(q.On), func(c placement.Placement) bool { return c.Device.ID == from.ID })
-	q.Skip = append(slices.Clone(q.Skip), from.ID)
-	if len(to) > 0 {
-		for _, d := range q.Devices {
-			if !slices.Contains(to, d.ID) {
-				q.Skip = append(q.Skip, d.ID)
-			}
-		}
-	}
-	for range len(q.Devices) + 1 {
-		switch plan := p.Decide(q); plan.Verdict {
-		case placement.Good, placement.TooGood:
-			return next, satisfies(p, q, func(c placement.Placement) bool { return c.Readable })
-		case placement.Copy:
-			d := plan.Target()
-			if next == nil {
-				next = d
-			}
-			q.On = append(q.On, placement.Placement{Device: d, Readable: true})
-		default:
-			return nil, false
-		}
-	}
-	return nil, false
-}
-
-// satisfies reports whether those copies of q.On that count do.
-func satisfies(p placement.Policy, q placement.Question, counts func(placement.Placement) bool) bool {
-	q.On = slices.DeleteFunc(slices.Clone(q.On), func(c placement.Placement) bool { return !counts(c) })
-	if len(q.On) == 0 {
-		return false
-	}
-	v := p.Decide(q).Verdict
-	return v == placement.Good || v == placement.TooGood
-}
-
 // leave drops the copy on from if the policy is satisfied by others that can be
 // read and have the right size. Where it is not dropped because the locations
 // have changed they are read anew.
@@ -243,7 +201,7 @@ func (r *round) leave(ctx context.Context, from *cluster.Device) (gone bool, err
 			return false, err
 		}
 	}
-	if !satisfies(r.policy, r.question(), func(c placement.Placement) bool { return intact[c.Device.ID] }) {
+	if !placement.Satisfied(r.policy, r.question(), func(c placement.Placement) bool { return intact[c.Device.ID] }) {
 		return false, nil
 	}
 	err = r.w.o.Store.DropLocation(ctx, r.file.FID, from.ID, r.file.Devices)

@@ -1,0 +1,53 @@
+package placement
+
+import (
+	"slices"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/tracker/cluster"
+)
+
+// Away decides where the next copy of a file goes whose copy on from is to be
+// dropped, nil where the others satisfy the policy. Copies go only to the
+// devices in to, where that is not empty, though the policy judges by the whole
+// cluster. ok is false, and nothing should be copied, where the policy is not
+// satisfied in the end by copies that can be read without the one on from.
+//
+// It does not say whether the device lets anything be deleted, nor whether there
+// is a copy to read from.
+func Away(p Policy, q Question, from protocol.DevID, to []protocol.DevID) (next *cluster.Device, ok bool) {
+	q.On = without(q.On, from)
+	q.Skip = append(slices.Clone(q.Skip), from)
+	if len(to) > 0 {
+		for _, d := range q.Devices {
+			if !slices.Contains(to, d.ID) {
+				q.Skip = append(q.Skip, d.ID)
+			}
+		}
+	}
+	for range len(q.Devices) + 1 {
+		switch plan := p.Decide(q); plan.Verdict {
+		case Good, TooGood:
+			return next, Satisfied(p, q, func(c Placement) bool { return c.Readable })
+		case Copy:
+			d := plan.Target()
+			if next == nil {
+				next = d
+			}
+			q.On = append(q.On, Placement{Device: d, Readable: true})
+		default:
+			return nil, false
+		}
+	}
+	return nil, false
+}
+
+// Satisfied reports whether those copies of q.On that count satisfy the policy.
+func Satisfied(p Policy, q Question, counts func(Placement) bool) bool {
+	q.On = slices.DeleteFunc(slices.Clone(q.On), func(c Placement) bool { return !counts(c) })
+	if len(q.On) == 0 {
+		return false
+	}
+	v := p.Decide(q).Verdict
+	return v == Good || v == TooGood
+}
