@@ -208,6 +208,9 @@ type Uploads interface {
 	// is recorded on every device that was offered, and the fid is queued for
 	// deletion.
 	ExpireTempfiles(ctx context.Context, age time.Duration, limit int) (Expired, error)
+	// UploadsOn counts the tempfile rows by the devices, of devs, that the upload
+	// was offered.
+	UploadsOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error)
 }
 
 // Topology is domains, classes, hosts and devices.

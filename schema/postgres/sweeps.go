@@ -537,10 +537,21 @@ func (s *Store) Reap(ctx context.Context, dev protocol.DevID, limit int) (int, e
 
 // CountOn counts the files of devices.
 func (s *Store) CountOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error) {
+	return s.countByDevice(ctx, "count the files of devices", `SELECT count(*) FROM file_on WHERE devid = d`, devs)
+}
+
+// UploadsOn counts the uploads that were offered devices.
+func (s *Store) UploadsOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error) {
+	return s.countByDevice(ctx, "count the uploads to devices",
+		`SELECT count(*) FROM tempfile WHERE position(',' || d || ',' IN ',' || devids || ',') > 0`, devs)
+}
+
+// countByDevice is what a query counts of each of devs, which it names d.
+func (s *Store) countByDevice(ctx context.Context, what, query string, devs []protocol.DevID) (map[protocol.DevID]int64, error) {
 	counts := make(map[protocol.DevID]int64, len(devs))
-	err := s.do(ctx, "count the files of devices", func(ctx context.Context) error {
+	err := s.do(ctx, what, func(ctx context.Context) error {
 		clear(counts)
-		rows, err := s.pool.Query(ctx, `SELECT d, (SELECT count(*) FROM file_on WHERE devid = d) FROM unnest($1::int8[]) d`, devArray(devs))
+		rows, err := s.pool.Query(ctx, `SELECT d, (`+query+`) FROM unnest($1::int8[]) d`, devArray(devs))
 		if err != nil {
 			return err
 		}

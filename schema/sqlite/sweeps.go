@@ -418,6 +418,21 @@ func (s *Store) CountOn(ctx context.Context, devs []protocol.DevID) (_ map[proto
 	return counts, err
 }
 
+// UploadsOn counts the uploads that were offered devices; see [schema.Uploads].
+func (s *Store) UploadsOn(ctx context.Context, devs []protocol.DevID) (_ map[protocol.DevID]int64, err error) {
+	defer wrap(&err, "count the uploads to %d devices", len(devs))
+	counts := make(map[protocol.DevID]int64, len(devs))
+	const query = "SELECT value, (SELECT count(*) FROM tempfile WHERE instr(',' || devids || ',', ',' || value || ',') > 0) FROM json_each(?)"
+	err = s.read(ctx, query, []any{jsonList(devs)}, func(rows *sql.Rows) error {
+		var dev protocol.DevID
+		var n int64
+		err := rows.Scan(&dev, &n)
+		counts[dev] = n
+		return err
+	})
+	return counts, err
+}
+
 // FilesOn lists files of a device; see [schema.Moves].
 func (s *Store) FilesOn(ctx context.Context, dev protocol.DevID, after protocol.FID, newest bool, limit int) (_ []schema.LocatedFile, err error) {
 	defer wrap(&err, "list the files of dev%d", dev)

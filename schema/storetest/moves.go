@@ -19,6 +19,7 @@ var moveCases = []testCase{
 	{"Reap/stale copies", checkReapStale},
 	{"Reap/race", checkReapRace},
 	{"CountOn", checkCountOn},
+	{"UploadsOn", checkUploadsOn},
 	{"FilesOn", checkFilesOn},
 	{"QueueMoves", checkQueueMoves},
 	{"ChangeSettings", checkChangeSettings},
@@ -222,6 +223,17 @@ func checkCountOn(e *env) {
 	counts, err = e.CountOn(e.ctx, nil)
 	e.must(err)
 	e.same("of no devices", counts, map[protocol.DevID]int64{})
+}
+
+func checkUploadsOn(e *env) {
+	for i, on := range [][]protocol.DevID{devs(1, 2), devs(2), devs(12, 21)} {
+		_, err := e.CreateTempfile(e.ctx, schema.Tempfile{DMID: e.dmid, Key: fmt.Sprint(i), DevIDs: on})
+		e.must(err)
+	}
+	e.putOn("closed", 1, 2)
+	counts, err := e.UploadsOn(e.ctx, devs(1, 2, 21, 9))
+	e.must(err)
+	e.same("counts", counts, map[protocol.DevID]int64{1: 1, 2: 2, 21: 1, 9: 0})
 }
 
 func checkFilesOn(e *env) {

@@ -407,6 +407,24 @@ func (s *Store) CountOn(ctx context.Context, devs []protocol.DevID) (map[protoco
 	return counts, nil
 }
 
+// UploadsOn is [schema.Uploads.UploadsOn].
+func (s *Store) UploadsOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error) {
+	if err := s.begin(ctx, "UploadsOn"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	counts := make(map[protocol.DevID]int64, len(devs))
+	for _, dev := range devs {
+		counts[dev] = 0
+		for _, t := range s.tempfiles {
+			if slices.Contains(t.DevIDs, dev) {
+				counts[dev]++
+			}
+		}
+	}
+	return counts, nil
+}
+
 // FilesOn is [schema.Moves.FilesOn].
 func (s *Store) FilesOn(ctx context.Context, dev protocol.DevID, after protocol.FID, newest bool, limit int) ([]schema.LocatedFile, error) {
 	if err := s.begin(ctx, "FilesOn"); err != nil {
