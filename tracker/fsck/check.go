@@ -464,20 +464,28 @@ func (b *batch) observe(ctx context.Context, files []*inquiry) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	contents := make(map[protocol.DevID][]*inquiry)
+	contents, witnesses := make(map[protocol.DevID][]*inquiry), make(map[protocol.DevID][]*inquiry)
 	for _, q := range files {
 		if q.failed || q.digest == protocol.HashNone {
 			continue
 		}
 		for _, dev := range q.file.Devices {
-			if o := q.copies[dev]; o.state == intact && o.sum.IsZero() {
+			switch o := q.copies[dev]; {
+			case o.state == intact && o.sum.IsZero():
 				contents[dev] = append(contents[dev], q)
+			case o.state == wrongSize && o.stored == nil && q.row.IsZero():
+				witnesses[dev] = append(witnesses[dev], q)
 			}
 		}
 	}
 	b.eachDevice(contents, func(dev protocol.DevID, files []*inquiry) {
 		for _, q := range files {
 			b.read(ctx, dev, q)
+		}
+	})
+	b.eachDevice(witnesses, func(dev protocol.DevID, files []*inquiry) {
+		for _, q := range files {
+			b.recall(ctx, dev, q)
 		}
 	})
 	if ctx.Err() != nil {
@@ -644,6 +652,28 @@ func (b *batch) read(ctx context.Context, dev protocol.DevID, q *inquiry) {
 	b.note(q, o)
 }
 
+// recall asks what a copy of another length was when its storage daemon wrote
+// it, which may tell which of the others are right. Without an answer there is
+// one witness fewer.
+func (b *batch) recall(ctx context.Context, dev protocol.DevID, q *inquiry) {
+	d := q.snap.Device(dev)
+	if b.isGone(dev) {
+		return
+	}
+	release, err := b.c.reads.Acquire(ctx, dev)
+	if err != nil {
+		return
+	}
+	defer release()
+	reading, stop := b.whileReadable(ctx, dev)
+	defer stop()
+	content, err := b.c.o.Storage.Verify(reading, d.ReadURL(q.file.FID, cluster.Viewer{}), q.file.Length, q.digest, reason)
+	if err != nil || content.DigestOnly || content.Stored == nil {
+		return
+	}
+	b.note(q, observation{dev: dev, state: wrongSize, stored: content.Stored})
+}
+
 // answers reports whether a device that failed with err to read a file at least
 // answers: then it is about the file, and others are still asked for.
 func (b *batch) answers(ctx context.Context, d *cluster.Device, fid protocol.FID, err error) bool {
@@ -662,10 +692,10 @@ func verified(dev protocol.DevID, length int64, v storage.Verified) observation 
 	o := observation{dev: dev, state: intact, sum: v.Digest}
 	switch {
 	case v.Unreadable:
-		return observation{dev: dev, state: unreadable}
+		return observation{dev: dev, state: unreadable, stored: v.Stored}
 	case v.DigestOnly:
 	case v.Found.Length != length:
-		return observation{dev: dev, state: wrongSize}
+		return observation{dev: dev, state: wrongSize, stored: v.Stored}
 	default:
 		o.stored, o.computed = v.Stored, &v.Found
 	}

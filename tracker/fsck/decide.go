@@ -85,9 +85,9 @@ const (
 type observation struct {
 	dev   protocol.DevID
 	state state
-	// Of an intact copy whose content was read: its digest; what its storage
-	// daemon noted when it wrote the copy, nil where there is no note; and what it
-	// found now, nil where a daemon of another make gave nothing but the digest.
+	// Of a copy whose content was read: what its storage daemon noted when it wrote
+	// the copy, nil where there is no note; and of an intact one its digest, and
+	// what was found now, nil where a daemon of another make gave nothing but the digest.
 	sum              protocol.Checksum
 	stored, computed *protocol.ContentSum
 }
@@ -225,8 +225,11 @@ func (v *verdict) byTestimony(e evidence, copies []observation) {
 		code = CodeManySums
 	}
 	var notes []protocol.ContentSum
-	for _, o := range copies {
-		if o.stored != nil && !slices.Contains(notes, *o.stored) {
+	for _, o := range e.copies {
+		// A copy that was cut short, or cannot be read, still has its note.
+		if o.stored != nil && !slices.Contains(notes, *o.stored) && slices.ContainsFunc(copies, func(c observation) bool {
+			return c.dev == o.dev || c.computed != nil && c.computed.Length == o.stored.Length
+		}) {
 			notes = append(notes, *o.stored)
 		}
 	}

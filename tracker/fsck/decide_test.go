@@ -32,6 +32,9 @@ func copyOf(dev protocol.DevID, word string, t protocol.HashType) observation {
 	if s, ok := states[word]; ok {
 		return observation{dev: dev, state: s}
 	}
+	if name, once, ok := strings.Cut(word, ":"); ok && states[name] != 0 {
+		return observation{dev: dev, state: states[name], stored: noteOf(once)}
+	}
 	content, digestOnly := strings.CutPrefix(word, "?")
 	now, once, noted := strings.Cut(content, ":")
 	o := observation{dev: dev, state: intact}
@@ -118,6 +121,10 @@ func TestJudge(t *testing.T) {
 		{"no checksum is made of what rotted", class, md5, "", "b:a", "BSUM BSUM:1", "", "", "", ""},
 
 		// Notes of storage daemons.
+		{"one cut short tells which is right", scrub, 0, "", "SHORT:a a b", "BLEN:1 BSUM:3", "2", "1 3", "", ""},
+		{"a bad sector tells which is right", scrub, 0, "", "SECTOR:a b a", "BSUM:1 BSUM:2", "3", "1 2", "", ""},
+		{"one cut short was another file", scrub, 0, "", "SHORT:abc a b", "BLEN:1 MSUM", "", "", "", ""},
+		{"one cut short, and nobody has what it had", scrub, 0, "", "SHORT:a b", "BLEN:1 BSUM", "", "", "", ""},
 		{"as noted", scrub, 0, "", "a:a a:a", "", "1 2", "", "", ""},
 		{"one rotted", scrub, 0, "", "a:a b:a", "BSUM:2", "1", "2", "", ""},
 		{"one rotted, fsck with checksums", class, md5, "", "a:a b:a", "BSUM:2 NSUM", "1", "2", "", "a"},
