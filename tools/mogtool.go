@@ -121,7 +121,7 @@ func Command() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "write one JSON object a line", EnvVars: []string{"MOGILE_JSON"}, DisableDefaultText: true},
 		},
 		Subcommands: slices.Concat(fileCommands(), adminCommands(), []*cli.Command{
-			checkCommand(), fsckCommand(), statsCommand(), consoleCommand(), benchCommand(), completionCommand(),
+			checkCommand(), fsckCommand(), drainCommand(), statsCommand(), consoleCommand(), benchCommand(), completionCommand(),
 		}),
 		Action:             unknownCommand,
 		OnUsageError:       onUsageError,
@@ -224,6 +224,7 @@ var hints = []struct {
 	{protocol.Err("domain_has_classes"), "delete its classes first ('mogtool class delete DOMAIN CLASS')"},
 	{protocol.ErrClassHasFiles, "move its files first ('mogtool updateclass KEY CLASS')"},
 	{protocol.ErrClassExists, "'mogtool class modify' changes it"},
+	{protocol.Err("device_dead"), "'mogtool drain --status' shows how far its files are copied"},
 	{protocol.ErrNoDevice, "'mogtool device list --all' shows the devices"},
 	{protocol.Err("host_mismatch"), "'mogtool device list --all' shows which host has it"},
 	{protocol.ErrExistingDevID, "device numbers are unique in the cluster; 'mogtool device list --all' shows those in use"},

@@ -9,6 +9,7 @@ import (
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/tracker/cluster"
 	deleter "github.com/mogile/mogile/tracker/delete"
+	"github.com/mogile/mogile/tracker/drain"
 	"github.com/mogile/mogile/tracker/fsck"
 	"github.com/mogile/mogile/tracker/monitor"
 	"github.com/mogile/mogile/tracker/reap"
@@ -70,6 +71,10 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		Jobs: o.ReaperJobs, Delay: o.ReapDelay,
 		Outage: outage, Numbers: numbers, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
 	})
+	t.drain = drain.New(drain.Options{
+		Store: t.store, Cluster: t.cluster, Storage: t.storage, Queues: t.lengths.count, Name: o.Name, MinFreeMB: o.MinFreeMB,
+		Outage: outage, Numbers: numbers, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
+	})
 	gates := []*gated{newGated(t.replicate.Pool()), newGated(t.deleter.Pool()), newGated(t.fsck.Pool())}
 	masters := 1
 	if o.NoJobMaster {
@@ -81,7 +86,7 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		return t.monitor.Run(ctx)
 	})
 	t.watching.Watchdog = monitorWatchdog + o.MonitorInterval
-	t.workers = []func(context.Context) error{t.replicate.Run, t.deleter.Run, t.fsck.Run, t.reaper.Run, master.Run}
+	t.workers = []func(context.Context) error{t.replicate.Run, t.deleter.Run, t.fsck.Run, t.reaper.Run, t.drain.Run, master.Run}
 	t.jobs = map[string]job{
 		jobQuery: t.queries, jobReplicate: gates[0], jobDelete: gates[1], jobFsck: gates[2],
 		jobMonitor: single{t.watching}, jobMaster: single{master}, jobReaper: t.reaper.Pool(),

@@ -93,6 +93,10 @@ func (t *Tracker) table() map[string]*command {
 
 		"strays": t.strayPage,
 
+		"drain_device": t.drainDevice,
+		"drain_cancel": t.drainCancel,
+		"drain_status": t.drainStatus,
+
 		"clear_cache":      t.clearCache,
 		"do_monitor_round": t.doMonitorRound,
 		"noop":             func(context.Context, *query) error { return nil },

@@ -33,6 +33,7 @@ import (
 	"github.com/mogile/mogile/schema"
 	"github.com/mogile/mogile/tracker/cluster"
 	deleter "github.com/mogile/mogile/tracker/delete"
+	"github.com/mogile/mogile/tracker/drain"
 	"github.com/mogile/mogile/tracker/fsck"
 	"github.com/mogile/mogile/tracker/monitor"
 	"github.com/mogile/mogile/tracker/reap"
@@ -220,6 +221,7 @@ type Tracker struct {
 	fsck      *fsck.Worker
 	reaper    *reap.Reaper
 	strays    *fsck.Strays
+	drain     *drain.Drainer
 	workers   []func(context.Context) error // what must be run, but for the monitor
 	watching  *work.Pool                    // runs the monitor
 	watcher   atomic.Int64                  // the number of the worker that does
