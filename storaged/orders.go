@@ -46,6 +46,7 @@ type orders struct {
 func newOrders(keys [][]byte, kinds []order, now func() time.Time, r prometheus.Registerer, log zerolog.Logger) *orders {
 	o := &orders{
 		keys: keys, kinds: kinds, now: now, log: log,
+		seen:   nonces{since: now().UnixMilli()},
 		warned: &zerolog.BurstSampler{Burst: 1, Period: time.Minute},
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mogile_storaged_orders_total",
 			Help: "Orders of trackers, by verb and by ok or the code of the refusal. bad_signature and no_key: compare the cluster key files; clock_skew: compare the clocks."},
@@ -120,8 +121,8 @@ func (s *orders) take(r *request, verb string) (protocol.Order, *order, error) {
 	}
 	for i := range s.kinds {
 		if s.kinds[i].verb == verb {
-			if !s.seen.add(o.Nonce, s.now()) {
-				return protocol.Order{}, nil, &protocol.Error{Code: protocol.ErrOrderReplayed.Code, Text: "this order was taken before"}
+			if err := s.seen.add(o.Order, s.now()); err != nil {
+				return protocol.Order{}, nil, err
 			}
 			return o.Order, &s.kinds[i], nil
 		}
@@ -269,39 +270,54 @@ func (c *orderer) rest() []byte {
 const maxNonces = 1 << 17
 
 // nonces are those of the orders that were taken, for as long as one can be
-// given again. What is forgotten by a restart, or in a flood of orders, may be
-// obeyed twice by who can listen on the wire; verbs are such that this does no
-// harm beyond work done in vain.
+// given again. An order from before the daemon's start may have been taken by
+// the process before it, and is refused; so are orders that are no younger than
+// one that had to be forgotten in a flood. Obeyed twice, an order to trash could
+// take a good copy that has come to the place of the bad one.
 type nonces struct {
 	mu    sync.Mutex // guards the rest
+	since int64      // ms since 1970; whether an order given before was taken is not known
 	known map[[16]byte]struct{}
 	queue []nonce // in the order in which they came
 }
 
 type nonce struct {
-	id    [16]byte
-	until time.Time
+	id     [16]byte
+	issued int64 // ms since 1970
+	until  time.Time
 }
 
-// add remembers a nonce, and reports whether it was unknown.
-func (n *nonces) add(text string, now time.Time) bool {
-	e := nonce{until: now.Add(2 * protocol.MaxClockSkew)} // the order may be ahead of the clock
-	hex.Decode(e.id[:], []byte(text))                     // it was parsed: 32 digits
+// add remembers the nonce of an order that is about to be obeyed. It refuses one
+// that was obeyed before, or may have been.
+func (n *nonces) add(o protocol.Order, now time.Time) error {
+	e := nonce{issued: o.Issued.UnixMilli(), until: now.Add(2 * protocol.MaxClockSkew)} // the order may be ahead of the clock
+	hex.Decode(e.id[:], []byte(o.Nonce))                                                // it was parsed: 32 digits
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	old := 0
 	for old < len(n.queue) && (n.queue[old].until.Before(now) || len(n.queue)-old >= maxNonces) {
+		if !n.queue[old].until.Before(now) {
+			n.since = max(n.since, n.queue[old].issued+1)
+		}
 		delete(n.known, n.queue[old].id)
 		old++
 	}
 	n.queue = n.queue[old:] // what grows it again leaves the rest behind
 	if _, ok := n.known[e.id]; ok {
-		return false
+		return &protocol.Error{Code: protocol.ErrOrderReplayed.Code, Text: "this order was taken before"}
+	}
+	if e.issued < n.since {
+		return &protocol.Error{Code: protocol.ErrClockSkew.Code, Text: fmt.Sprintf(
+			"ordered at %s, it is %s here: what was ordered before %s, when this daemon started or was flooded, may have been done already",
+			o.Issued.UTC().Format(clockForm), now.UTC().Format(clockForm), time.UnixMilli(n.since).UTC().Format(clockForm))}
 	}
 	if n.known == nil {
 		n.known = map[[16]byte]struct{}{}
 	}
 	n.known[e.id] = struct{}{}
 	n.queue = append(n.queue, e)
-	return true
+	return nil
 }
+
+// clockForm is how times are told in refusals.
+const clockForm = "2006-01-02T15:04:05.000Z"

@@ -156,25 +156,54 @@ func TestOrderIsObeyedOnce(t *testing.T) {
 	}
 }
 
+// A daemon that is started anew does not know what the one before it has done.
+func TestOrderFromBeforeTheStart(t *testing.T) {
+	t.Parallel()
+	before := protocol.NewOrder("echo", time.Now().Add(-time.Millisecond), time.Minute, nil)
+	d, _ := serveOrders(t, [][]byte{testKey}, echo)
+	if status, lines := give(t, d.HTTPAddr(), "echo", before.Sign(testKey)); status != 403 || lines[0].Err.Code != "clock_skew" {
+		t.Errorf("%d %v", status, lines)
+	}
+	if l := d.order("echo", testKey); l.Err != nil {
+		t.Errorf("one from after the start: %v", l)
+	}
+}
+
 func TestNonces(t *testing.T) {
 	t.Parallel()
-	var n nonces
-	id := func(i int) string { return fmt.Sprintf("%032x", i) }
 	now := time.Unix(1700000000, 0)
-	if !n.add(id(1), now) || n.add(id(1), now.Add(protocol.MaxClockSkew)) {
-		t.Error("a nonce is not taken once")
+	n := nonces{since: now.UnixMilli()}
+	add := func(i int, issued, at time.Time) error {
+		return n.add(protocol.Order{Issued: issued, Nonce: fmt.Sprintf("%032x", i)}, at)
 	}
-	if !n.add(id(1), now.Add(5*time.Minute)) || len(n.known) != 1 {
-		t.Error("an old one is not forgotten")
+	if err := add(0, now.Add(-time.Millisecond), now); !errors.Is(err, protocol.ErrClockSkew) || len(n.known) != 0 {
+		t.Errorf("from before the start: %v", err)
 	}
-	for i := range maxNonces + 10 {
-		n.add(id(i+2), now.Add(5*time.Minute))
+	if err := add(1, now, now); err != nil {
+		t.Error(err)
+	}
+	if err := add(1, now, now.Add(protocol.MaxClockSkew)); !errors.Is(err, protocol.ErrOrderReplayed) {
+		t.Errorf("a nonce is not taken once: %v", err)
+	}
+	later := now.Add(5 * time.Minute)
+	if err := add(1, later, later); err != nil || len(n.known) != 1 {
+		t.Errorf("an old one is not forgotten: %v", err)
+	}
+	const more = 10
+	for i := range maxNonces + more {
+		if err := add(i+2, later.Add(time.Duration(i)*time.Millisecond), later); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if len(n.known) > maxNonces || len(n.queue) != len(n.known) {
 		t.Errorf("%d are remembered", len(n.known))
 	}
-	if n.add(id(maxNonces), now.Add(5*time.Minute)) {
-		t.Error("a late one was forgotten")
+	if err := add(maxNonces, later.Add((maxNonces-2)*time.Millisecond), later); !errors.Is(err, protocol.ErrOrderReplayed) {
+		t.Errorf("a late one was forgotten: %v", err)
+	}
+	// The flood has driven out the first ones. They are not taken again.
+	if err := add(2, later, later); !errors.Is(err, protocol.ErrClockSkew) {
+		t.Errorf("one that had to be forgotten: %v", err)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 type places struct {
 	hosts   map[int64]bool // those with a device that is not dead
 	alive   map[int64]bool // those that take files, by the status of host and device
-	devices int          // that take files, by the same
+	devices int            // that take files, by the same
 }
 
 func (p *places) count(host protocol.Host, device protocol.Device) {

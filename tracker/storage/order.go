@@ -69,7 +69,7 @@ func (c *Client) sendOrder(ctx context.Context, url, verb string, within, idle t
 	for {
 		var kept bool
 		// The daemon's clock may be ahead; less would be over there before it begins.
-	o := protocol.NewOrder(verb, c.o.Now(), min(within+protocol.MaxClockSkew, protocol.MaxOrderLife), args)
+		o := protocol.NewOrder(verb, c.o.Now(), min(within+protocol.MaxClockSkew, protocol.MaxOrderLife), args)
 		r, err := c.send(ctx, c.orders, request{
 			method: http.MethodPost, url: url, small: o.Sign(c.o.Key), once: true,
 			header: http.Header{"Content-Type": {protocol.OrderType}}, idle: idle, reused: &kept,
