@@ -35,9 +35,11 @@ func TestJSONEverywhere(t *testing.T) {
 			return &protocoltest.Reply{Fields: protocol.ParseArgs("fid_fid=1&checksum=NONE")}
 		case "fsck_progress":
 			return &protocoltest.Reply{Fields: protocol.ParseArgs("position=5&end_fid=5&num_MISS=1")}
+		case "drain_status":
+			return &protocoltest.Reply{Fields: protocol.ParseArgs("devices=1&dev1_devid=1&dev1_host=store1&dev1_status=drain&dev1_draining=1")}
 		case "fsck_getlog":
 			return &protocoltest.Reply{Fields: protocol.ParseArgs("row_count=1&row_1_logid=1&row_1_utime=1&row_1_evcode=MISS&row_1_fid=1&row_1_devid=1")}
-		case "fsck_start", "fsck_stop", "fsck_reset", "fsck_clearlog", "scrub_start":
+		case "fsck_start", "fsck_stop", "fsck_reset", "fsck_clearlog", "scrub_start", "drain_device":
 			return &protocoltest.Reply{}
 		}
 		return nil
@@ -113,6 +115,7 @@ func TestJSONEverywhere(t *testing.T) {
 		{command: "fsck policy"},
 		{command: "fsck scrub"},
 		{command: "fsck strays", fails: true},
+		{command: "drain", args: []string{"1"}},
 		{command: "stats"},
 		{command: "console", args: []string{"!version"}},
 		{command: "bench put", args: []string{"-n", "2", "-c", "1", "--size", "1K"}},

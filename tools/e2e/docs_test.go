@@ -411,10 +411,10 @@ func TestReadmeCluster(t *testing.T) {
 // TestMetricsAreDocumented: docs/monitoring.md has every metric, and no other.
 func TestMetricsAreDocumented(t *testing.T) {
 	t.Parallel()
-	name := regexp.MustCompile(`\bmogile_(?:tracker|monitor|replicate|delete|fsck|reap|rebalance|device|storaged)_[a-z_]+`)
+	name := regexp.MustCompile(`\bmogile_(?:tracker|monitor|replicate|delete|fsck|reap|drain|rebalance|device|storaged)_[a-z_]+`)
 	have := make(map[string]bool)
 	for _, dir := range []string{"tracker", "tracker/status", "tracker/monitor", "tracker/replicate", "tracker/delete",
-		"tracker/fsck", "tracker/reap", "tracker/rebalance", "storaged", "storaged/transfer"} {
+		"tracker/fsck", "tracker/reap", "tracker/drain", "tracker/rebalance", "storaged", "storaged/transfer"} {
 		names, err := filepath.Glob(filepath.Join(root, dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)
