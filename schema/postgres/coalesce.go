@@ -51,6 +51,7 @@ type call[T, R any] struct {
 	arg     T
 	outcome R
 	err     error
+	left    bool          // its caller waits no more; guarded by coalescer.mu
 	done    chan struct{} // closed when outcome and err are set
 }
 
@@ -85,10 +86,11 @@ func (c *coalescer[T, R]) do(ctx context.Context, arg T) (R, error) {
 	}
 }
 
-// withdraw takes a call back unless it runs.
+// withdraw takes a call back unless it runs; it is not repeated.
 func (c *coalescer[T, R]) withdraw(k *call[T, R]) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	k.left = true
 	for i, w := range c.waiting {
 		if w == k {
 			c.waiting = append(c.waiting[:i], c.waiting[i+1:]...)
@@ -170,6 +172,9 @@ func (c *coalescer[T, R]) runAlone(k *call[T, R]) {
 	c.single <- struct{}{}
 	outcomes := make([]R, 1)
 	err := c.timed(func(ctx context.Context) error {
+		if c.hasLeft(k) {
+			return context.Canceled
+		}
 		if c.alone == nil {
 			return repeat(ctx, func() error { return c.run(ctx, []T{k.arg}, outcomes) })
 		}
@@ -182,6 +187,12 @@ func (c *coalescer[T, R]) runAlone(k *call[T, R]) {
 	c.finish(k, outcomes[0], err)
 	c.dispatch()
 	c.mu.Unlock()
+}
+
+func (c *coalescer[T, R]) hasLeft(k *call[T, R]) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return k.left
 }
 
 // timed runs f, which no caller's context ends, within the time of a batch.

@@ -112,39 +112,59 @@ func fidArray(fids []protocol.FID) []int64 {
 
 // FilesByFID finds files by number.
 func (s *Store) FilesByFID(ctx context.Context, fids []protocol.FID) ([]schema.LocatedFile, error) {
-	if len(fids) == 0 {
-		return nil, nil
-	}
 	var files []schema.LocatedFile
-	err := s.do(ctx, "read files", func(ctx context.Context) error {
-		files = make([]schema.LocatedFile, 0, len(fids))
-		rows, err := s.pool.Query(ctx, filesByFID, fidArray(fids))
-		if err != nil {
-			return err
-		}
-		var f fileRow
-		_, err = pgx.ForEachRow(rows, f.fields(), func() error {
-			files = append(files, schema.LocatedFile{File: f.file(), Devices: f.devices()})
-			return nil
-		})
+	err := s.do(ctx, "read files", func(ctx context.Context) (err error) {
+		files, err = s.files.read(ctx, fids)
 		return err
 	})
 	return files, err
 }
 
+// filesByFIDs are files and the callers that asked for them.
+const filesByFIDs = `SELECT q.at, ` + fileColumns + ` FROM unnest($1::int8[], $2::int8[]) q (fid, at) JOIN file f ON f.fid = q.fid`
+
+func scanFiles(rows pgx.Rows, found func(at int, f schema.LocatedFile)) error {
+	var at int
+	var f fileRow
+	_, err := pgx.ForEachRow(rows, append([]any{&at}, f.fields()...), func() error {
+		found(at, schema.LocatedFile{File: f.file(), Devices: f.devices()})
+		return nil
+	})
+	return err
+}
+
 // Checksum is the stored checksum of a fid.
 func (s *Store) Checksum(ctx context.Context, fid protocol.FID) (protocol.Checksum, error) {
-	var sum protocol.Checksum
-	if fid > protocol.MaxFID {
-		return sum, nil
-	}
-	err := s.do(ctx, fmt.Sprintf("read checksum of fid %d", fid), func(ctx context.Context) error {
-		return s.pool.QueryRow(ctx, readChecksum, int64(fid)).Scan(&sum.Type, &sum.Sum)
+	var sums []storedSum
+	err := s.do(ctx, fmt.Sprintf("read checksum of fid %d", fid), func(ctx context.Context) (err error) {
+		sums, err = s.sums.read(ctx, []protocol.FID{fid})
+		return err
 	})
-	if errors.Is(err, pgx.ErrNoRows) {
-		return protocol.Checksum{}, nil
+	if err != nil || len(sums) == 0 {
+		return protocol.Checksum{}, err
 	}
-	return sum, err
+	return sums[0].Checksum, nil
+}
+
+// storedSum is a row of table checksum.
+type storedSum struct {
+	fid protocol.FID
+	protocol.Checksum
+}
+
+// storedSums are checksums and the callers that asked for them.
+const storedSums = `SELECT q.at, c.fid, c.hashtype, c.checksum FROM unnest($1::int8[], $2::int8[]) q (fid, at) JOIN checksum c ON c.fid = q.fid`
+
+func scanSums(rows pgx.Rows, found func(at int, sum storedSum)) error {
+	var at int
+	var fid int64
+	var sum protocol.Checksum
+	_, err := pgx.ForEachRow(rows, []any{&at, &fid, &sum.Type, &sum.Sum}, func() error {
+		found(at, storedSum{protocol.FID(fid), sum})
+		sum.Sum = nil
+		return nil
+	})
+	return err
 }
 
 const readChecksum = `SELECT hashtype, checksum FROM checksum WHERE fid = $1`

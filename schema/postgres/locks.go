@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -49,10 +50,14 @@ const (
 	sessionTimeout = 5 * time.Second
 )
 
-// session is the connection that named locks live on.
+// session is the connection that named locks live on. Its statements run one
+// after the other; calls that come meanwhile share the next one.
 type session struct {
 	s  *Store
 	wg sync.WaitGroup // watch
+
+	mu      sync.Mutex
+	waiting []*lockCall // guarded by mu
 
 	turn   chan struct{} // of capacity 1, full during statements: guards what follows
 	conn   *pgx.Conn     // nil before the first lock and after a loss
@@ -79,116 +84,175 @@ func (l *session) begin(ctx context.Context) error {
 
 func (l *session) end() { <-l.turn }
 
+// lockCall is a call that waits for the session.
+type lockCall struct {
+	names []string
+	give  bool // gives names back, else takes them
+	held  []string
+	lost  <-chan struct{}
+	err   error
+	done  chan struct{} // closed when the three before are set
+}
+
 // TryLock takes locks without waiting.
 func (s *Store) TryLock(ctx context.Context, names []string) ([]string, <-chan struct{}, error) {
-	held, lost, err := s.session.tryLock(ctx, names)
-	if err != nil {
+	c := &lockCall{names: names}
+	if err := s.session.do(ctx, c); err != nil {
 		return nil, nil, fmt.Errorf("take locks: %w", err)
 	}
-	return held, lost, nil
+	return c.held, c.lost, nil
 }
 
 // Unlock gives locks back.
 func (s *Store) Unlock(ctx context.Context, names []string) error {
-	if err := s.session.unlock(ctx, names); err != nil {
+	if err := s.session.do(ctx, &lockCall{names: names, give: true}); err != nil {
 		return fmt.Errorf("give back locks: %w", err)
 	}
 	return nil
 }
 
 const (
-	tryLocks = `SELECT k, pg_try_advisory_lock($1::int4, k) FROM unnest($2::int4[]) k`
 	unlocks  = `SELECT pg_advisory_unlock($1::int4, k) FROM unnest($2::int4[]) k`
+	tryLocks = `SELECT k, pg_try_advisory_lock($1::int4, k) FROM unnest($2::int4[]) k`
 )
 
-// Statements of the session do not end with the caller's context: a cancelled
+// do runs a call, and with it all that wait for the session too. One whose
+// context ends before it has begun does nothing; else its outcome is awaited.
+func (l *session) do(ctx context.Context, c *lockCall) error {
+	c.done = make(chan struct{})
+	l.mu.Lock()
+	l.waiting = append(l.waiting, c)
+	l.mu.Unlock()
+	if err := l.begin(ctx); err == nil {
+		l.runWaiting()
+		l.end()
+	} else if l.withdraw(c) {
+		return err
+	}
+	<-c.done
+	return c.err
+}
+
+// withdraw takes a call back unless it runs.
+func (l *session) withdraw(c *lockCall) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := slices.Index(l.waiting, c)
+	if i < 0 {
+		return false
+	}
+	l.waiting = slices.Delete(l.waiting, i, i+1)
+	return true
+}
+
+// runWaiting runs the calls that wait; the turn is the caller's. What is given
+// back can be taken by another at once.
+func (l *session) runWaiting() {
+	l.mu.Lock()
+	calls := l.waiting
+	l.waiting = nil
+	l.mu.Unlock()
+	if len(calls) > 0 {
+		l.run(calls)
+	}
+	for _, c := range calls {
+		close(c.done)
+	}
+}
+
+// Statements of the session do not end with a caller's context: a cancelled
 // one would cost the connection, and with it everybody's locks.
 
-func (l *session) tryLock(caller context.Context, names []string) (held []string, lost <-chan struct{}, err error) {
-	if err := l.begin(caller); err != nil {
-		return nil, nil, err
-	}
-	defer l.end()
-	if l.closed {
-		return nil, nil, errClosed
-	}
-	wanted := make(map[int32]string, len(names))
-	var keys []int32
-	for _, name := range names {
-		k := lockKey(name)
-		_, ours := l.held[k]
-		_, twice := wanted[k]
-		if !ours && !twice {
-			wanted[k] = name
-			keys = append(keys, k)
-		}
-	}
+func (l *session) run(calls []*lockCall) {
 	ctx, cancel := context.WithTimeout(l.s.life, sessionTimeout)
 	defer cancel()
+	wanted, names := make(map[int32]*lockCall), make(map[int32]string)
+	var given, keys []int32
+	var concerned []*lockCall // with the session
+	for _, c := range calls {
+		before := len(given)
+		for _, name := range c.names {
+			if k := lockKey(name); c.give && l.held[k] == name {
+				delete(l.held, k)
+				given = append(given, k)
+			}
+		}
+		if !c.give || len(given) > before {
+			concerned = append(concerned, c)
+		}
+	}
+	for _, c := range concerned {
+		for _, name := range c.names {
+			k := lockKey(name)
+			_, ours := l.held[k]
+			_, twice := wanted[k]
+			if !c.give && !ours && !twice {
+				wanted[k], names[k] = c, name
+				keys = append(keys, k)
+			}
+		}
+	}
+	if len(concerned) == 0 {
+		return
+	}
+	taken, err := l.exchange(ctx, given, keys)
+	for _, k := range taken {
+		wanted[k].held = append(wanted[k].held, names[k])
+		l.held[k] = names[k]
+	}
+	for _, c := range concerned {
+		c.lost, c.err = l.lost, err
+	}
+}
+
+// exchange gives keys back and takes those of others that are free, which it
+// returns.
+func (l *session) exchange(ctx context.Context, given, keys []int32) (taken []int32, err error) {
+	if l.closed {
+		return nil, errClosed
+	}
 	// A session that nobody relied on may have gone unnoticed while it idled,
 	// with a restart of the server: a new one is as good.
-	retry := l.conn != nil && len(l.held) == 0
+	retry := l.conn != nil && len(l.held)+len(given) == 0
 	for {
 		if err := l.connect(ctx); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		if len(keys) == 0 {
-			return nil, l.lost, nil
+		if len(given)+len(keys) == 0 {
+			return nil, nil
 		}
-		if held, err = l.take(ctx, keys, wanted); err == nil {
-			break
+		if taken, err = l.send(ctx, given, keys); err == nil {
+			return taken, nil
 		}
-		l.lose()
+		l.lose() // which gives them back too
 		if !retry {
-			return nil, nil, unavailableErr(err)
+			return nil, unavailableErr(err)
 		}
 		retry = false
 	}
-	for _, name := range held {
-		l.held[lockKey(name)] = name
-	}
-	return held, l.lost, nil
 }
 
-// take takes those of the keys that are free, and returns their names.
-func (l *session) take(ctx context.Context, keys []int32, names map[int32]string) (held []string, err error) {
-	rows, err := l.conn.Query(ctx, tryLocks, lockSpace, keys)
-	if err != nil {
-		return nil, err
+// send is one round trip.
+func (l *session) send(ctx context.Context, given, keys []int32) (taken []int32, err error) {
+	b := new(pgx.Batch)
+	if len(given) > 0 {
+		b.Queue(unlocks, lockSpace, given)
 	}
-	var k int32
-	var taken bool
-	_, err = pgx.ForEachRow(rows, []any{&k, &taken}, func() error {
-		if taken {
-			held = append(held, names[k])
-		}
-		return nil
-	})
-	return held, err
-}
-
-func (l *session) unlock(caller context.Context, names []string) error {
-	if err := l.begin(caller); err != nil {
-		return err
+	if len(keys) > 0 {
+		b.Queue(tryLocks, lockSpace, keys).Query(func(rows pgx.Rows) error {
+			var k int32
+			var ok bool
+			_, err := pgx.ForEachRow(rows, []any{&k, &ok}, func() error {
+				if ok {
+					taken = append(taken, k)
+				}
+				return nil
+			})
+			return err
+		})
 	}
-	defer l.end()
-	var keys []int32
-	for _, name := range names {
-		if k := lockKey(name); l.held[k] == name {
-			delete(l.held, k)
-			keys = append(keys, k)
-		}
-	}
-	if len(keys) == 0 {
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(l.s.life, sessionTimeout)
-	defer cancel()
-	if _, err := l.conn.Exec(ctx, unlocks, lockSpace, keys); err != nil {
-		l.lose() // which gives them back too
-		return unavailableErr(err)
-	}
-	return nil
+	err = l.conn.SendBatch(ctx, b).Close()
+	return taken, err
 }
 
 // connect opens the session unless it is open; the turn is the caller's.

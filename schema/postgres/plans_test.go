@@ -40,8 +40,16 @@ var planned = []struct {
 	{"last event", lastLogID, "", "fsck_log_pkey"},
 	{"queue fsck", queueFsck, "0, 0, '{1,2}'", ""},
 	{"queue moves", queueMoves, "0, '{1}', '{7}', '{x}'", ""},
-	{"add a location", addLocation, "0, 5, 3, '{1,2}'", "file_on_pkey"},
-	{"drop a location", dropLocation, "0, 5, 3, '{1,2}', 'bad'", "file_on_pkey"},
+	{"add locations", addLocations, "0, '{5,6}', '{3,3}', '{\"{1,2}\",\"{}\"}'", "file_on_pkey"},
+	{"drop locations", dropLocations, "0, '{5,6}', '{3,3}', '{\"{1,2}\",\"{}\"}', '{bad,fid}'", "file_on_pkey"},
+	{"forget locations", forgetLocations, "'{5,6}', '{3,3}'", "file_on_pkey"},
+	{"files by fids", filesByFIDs, "'{5,6}', '{0,1}'", "file_pkey"},
+	{"checksums", storedSums, "'{5,6}', '{0,1}'", "checksum_pkey"},
+	{"locations", locationsOf, "'{5,6}', '{0,1}'", "file_on_pkey"},
+	{"pending deletions", pendingDeletions, "'{5,6}', '{0,1}'", "copy_to_delete_pkey"},
+	{"announce copies", announceCopies, "0, '{5,6}', '{1,2}', '{fid,fid}', '{60,60}'", ""},
+	{"finish deletions", finishDeletions, "'{5,6}', '{1,1}', '{0,1}'", "file_on_pkey"},
+	{"reschedule", queues[2].sql(reschedule), "0, '{1,2}', '{1,1}', '{fid,fid}', '{1,1}', '{0,1}', '{1,1}', '{0,0}'", "copy_to_delete_pkey"},
 	{"finish rebalance", queues[4].sql(finish), "'{1,2}', '{1,1}', '{\"\",\"\"}', '{1,1}', '{0,1}'", "file_to_queue_pkey"},
 }
 
@@ -103,6 +111,9 @@ func TestPlans(t *testing.T) {
 		INSERT INTO file_to_queue (fid, type, nexttry, devid) SELECT i, 1 + i %% 2, i, 1 FROM generate_series(1, 20000) i;
 		INSERT INTO copy_to_delete (fid, devid, what, nexttry) SELECT i, 1, 'fid', i FROM generate_series(1, 20000) i;
 		INSERT INTO file_to_replicate (fid, nexttry) SELECT i, i FROM generate_series(1, 20000) i;
+		INSERT INTO file_to_delete2 (fid, nexttry) SELECT i, i FROM generate_series(1, 20000) i;
+		INSERT INTO tempfile (fid, createtime, dmid, classid) SELECT i, 1, 1, 0 FROM generate_series(200001, 220000) i;
+		INSERT INTO checksum (fid, hashtype, checksum) SELECT i, 1, '' FROM generate_series(1, 20000) i;
 		COMMIT; ANALYZE`, files))
 	check("filled", empty, claims)
 	full := connect(t, dsn)

@@ -1,8 +1,8 @@
 // Package postgres is the namespace in PostgreSQL 12 or later: a
 // [schema.Store] that any number of trackers share.
 //
-// The hot calls (recording uploads, closing them, finding keys, finishing
-// jobs) are array statements: calls that arrive while others run are collected
+// The hot calls (recording uploads, closing them, finding keys, and all that
+// workers do about one fid) are array statements: calls that arrive while others run are collected
 // and share a statement and a commit, and a call that is alone waits for
 // nobody. A statement that fails is repeated call by call.
 //
@@ -76,8 +76,19 @@ type Store struct {
 	closes    *coalescer[schema.Close, error]
 	guarded   *coalescer[schema.Close, error] // closes that depend on what the key names, one by one
 	finds     *coalescer[keyName, foundFile]
-	finishes  *coalescer[[]schema.Job, int]
 	session   *session
+
+	// What workers do.
+	files       *reader[schema.LocatedFile]
+	sums        *reader[storedSum]
+	located     *reader[deviceOf]
+	pending     *reader[deviceOf]
+	changes     *coalescer[change, error]
+	announces   *coalescer[entry, struct{}]
+	strays      *coalescer[entry, struct{}]
+	finishes    *coalescer[[]schema.Job, int]
+	reschedules *coalescer[givenBack, bool]
+	deletions   *coalescer[schema.Job, bool]
 
 	stop  context.CancelFunc // ends what runs by itself
 	life  context.Context    // ended by stop; carries no values or deadline
@@ -136,22 +147,45 @@ func (s *Store) start(ctx context.Context) error {
 	s.finds = newCoalescer(s.life, coalescing[keyName, foundFile]{
 		batches: 4, size: 64, run: s.findBatch, retry: s.retryAlone, timeout: findTimeout,
 	})
+	s.session = newSession(s)
+	s.startWork()
+	return nil
+}
+
+// startWork readies what workers do: about one fid at a time, many of them at
+// once.
+func (s *Store) startWork() {
+	s.files = newReader(s, filesByFIDs, scanFiles)
+	s.sums = newReader(s, storedSums, scanSums)
+	s.located = newReader(s, locationsOf, scanDevices)
+	s.pending = newReader(s, pendingDeletions, scanDevices)
+	s.changes = newCoalescer(s.life, coalescing[change, error]{
+		batches: 2, size: 64, run: s.changeBatch, alone: s.changeAlone, retry: s.retryAlone, timeout: changeTimeout,
+		keys: func(c change) [2]any { return [2]any{c.fid, c.fid} },
+	})
+	s.announces = s.newEntries(announceCopies)
+	s.strays = s.newEntries(queueCopyDeletions)
 	s.finishes = newCoalescer(s.life, coalescing[[]schema.Job, int]{
 		batches: 2, size: 64, run: s.finishBatch, retry: s.retryAlone,
 	})
-	s.session = newSession(s)
-	return nil
+	s.reschedules = newCoalescer(s.life, coalescing[givenBack, bool]{
+		batches: 2, size: 64, run: s.rescheduleBatch, retry: s.retryAlone,
+	})
+	s.deletions = newCoalescer(s.life, coalescing[schema.Job, bool]{
+		batches: 2, size: 64, run: s.finishDeletionBatch, retry: s.retryAlone,
+	})
 }
 
 // Close waits for running calls, gives up what is held, and closes the
 // connections.
 func (s *Store) Close() error {
 	s.close.Do(func() {
-		s.tempfiles.close()
-		s.closes.close()
-		s.guarded.close()
-		s.finds.close()
-		s.finishes.close()
+		for _, c := range []interface{ close() }{
+			s.tempfiles, s.closes, s.guarded, s.finds, s.files, s.sums, s.located, s.pending,
+			s.changes, s.announces, s.strays, s.finishes, s.reschedules, s.deletions,
+		} {
+			c.close()
+		}
 		s.stop()
 		s.fids.close()
 		s.session.close()

@@ -126,8 +126,10 @@ const (
 	finish = `DELETE FROM {0} q USING unnest($1::int8[], $2::int8[], $3::text[], $4::int8[], $5::int8[]) j (fid, devid, what, nexttry, at)
 		WHERE {2} AND q.nexttry + 0 = j.nexttry RETURNING j.at`
 
-	reschedule = `UPDATE {0} q SET nexttry = CASE WHEN $2::int8 >= 2147483647 THEN 2147483647 ELSE least(` + now + ` + $2::int8, 2147483647) END,
-			failcount = $3 FROM (SELECT $4::int8 AS fid, $5::int8 AS devid, $6::text AS what) j WHERE {2} AND q.nexttry + 0 = $7`
+	reschedule = `UPDATE {0} q SET nexttry = CASE WHEN j.delay >= 2147483647 THEN 2147483647 ELSE least(` + now + ` + j.delay, 2147483647) END,
+			failcount = j.failcount FROM unnest($2::int8[], $3::int8[], $4::text[], $5::int8[], $6::int8[], $7::int8[], $8::int8[])
+			j (fid, devid, what, nexttry, at, delay, failcount)
+		WHERE {2} AND q.nexttry + 0 = j.nexttry RETURNING j.at`
 )
 
 // jobArrays are the columns of jobs of one queue; at is each one's place among
@@ -291,31 +293,61 @@ func (s *Store) finishBatch(ctx context.Context, calls [][]schema.Job, counts []
 	return s.pipeline(ctx, begin, func(b *pgx.Batch) {
 		_ = eachQueue(jobs, func(t queueTable, a *jobArrays) { // Finish looked for unknown queues
 			b.Queue(t.sql(finish), a.fids, a.devids, a.whats, a.tokens, a.at).Query(func(rows pgx.Rows) error {
-				var at int64
-				_, err := pgx.ForEachRow(rows, []any{&at}, func() error {
-					counts[owner[at]]++
-					return nil
-				})
-				return err
+				return eachPlace(rows, func(at int64) { counts[owner[at]]++ })
 			})
 		})
 	})
 }
 
+// eachPlace calls f with each number of rows that have no other column.
+func eachPlace(rows pgx.Rows, f func(at int64)) error {
+	var at int64
+	_, err := pgx.ForEachRow(rows, []any{&at}, func() error {
+		f(at)
+		return nil
+	})
+	return err
+}
+
+// givenBack is a job that comes due again.
+type givenBack struct {
+	job       schema.Job
+	delay     int64 // seconds
+	failcount int
+}
+
 // Reschedule gives a job back.
 func (s *Store) Reschedule(ctx context.Context, j schema.Job, delay time.Duration, failcount int) (bool, error) {
-	t, err := tableOf(j.Queue)
-	if err != nil {
+	if _, err := tableOf(j.Queue); err != nil {
 		return false, err
 	}
+	g := givenBack{j, seconds(delay), min(max(failcount, 0), math.MaxInt16)}
 	var held bool
-	err = s.do(ctx, fmt.Sprintf("reschedule fid %d in queue %s", j.FID, j.Queue), func(ctx context.Context) error {
-		tag, err := s.pool.Exec(ctx, t.sql(reschedule), s.offset(), seconds(delay), min(max(failcount, 0), math.MaxInt16),
-			int64(j.FID), int64(j.DevID), string(j.What), j.NextTry)
-		held = tag.RowsAffected() > 0
+	err := s.do(ctx, fmt.Sprintf("reschedule fid %d in queue %s", j.FID, j.Queue), func(ctx context.Context) (err error) {
+		held, err = s.reschedules.do(ctx, g)
 		return err
 	})
 	return held, err
+}
+
+// rescheduleBatch gives the jobs of several callers back.
+func (s *Store) rescheduleBatch(ctx context.Context, calls []givenBack, held []bool) error {
+	jobs := make([]schema.Job, len(calls))
+	for i, c := range calls {
+		jobs[i] = c.job
+	}
+	clear(held)
+	return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+		_ = eachQueue(jobs, func(t queueTable, a *jobArrays) { // Reschedule looked for unknown queues
+			delays, failcounts := make([]int64, len(a.at)), make([]int64, len(a.at))
+			for i, at := range a.at {
+				delays[i], failcounts[i] = calls[at].delay, int64(calls[at].failcount)
+			}
+			b.Queue(t.sql(reschedule), s.offset(), a.fids, a.devids, a.whats, a.tokens, a.at, delays, failcounts).Query(func(rows pgx.Rows) error {
+				return eachPlace(rows, func(at int64) { held[at] = true })
+			})
+		})
+	})
 }
 
 // QueueReplication queues fids to be brought to their policy.
@@ -342,31 +374,72 @@ const queueReplication = `INSERT INTO file_to_replicate AS q (fid, nexttry, from
 		nexttry = CASE WHEN EXCLUDED.nexttry < q.nexttry THEN EXCLUDED.nexttry
 			WHEN q.nexttry IN (0, 2147483647) THEN q.nexttry ELSE q.nexttry - 1 END`
 
+// entry is a row that copy_to_delete gets.
+type entry struct {
+	fid   protocol.FID
+	dev   protocol.DevID
+	what  schema.What
+	delay int64 // seconds
+}
+
 // QueueCopyDeletion enters a copy in copy_to_delete.
 func (s *Store) QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error {
 	return s.do(ctx, fmt.Sprintf("queue deletion of fid %d on dev%d", fid, dev), func(ctx context.Context) error {
-		_, err := s.pool.Exec(ctx, queueCopyDeletion, s.offset(), int64(fid), int64(dev), string(what))
+		_, err := s.strays.do(ctx, entry{fid, dev, what, 0})
 		return err
 	})
 }
-
-// copyDueAgain makes an entry of copy_to_delete due that is there. nexttry
-// below now keeps no lease alive: tokens lie ahead.
-const copyDueAgain = ` ON CONFLICT (fid, devid, what) DO UPDATE SET nexttry = EXCLUDED.nexttry`
-
-const queueCopyDeletion = `INSERT INTO copy_to_delete (fid, devid, what, nexttry) VALUES ($2, $3, $4, ` + now + `)` + copyDueAgain
 
 // AnnounceCopy enters a copy whose bytes are about to be sent.
 func (s *Store) AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What, delay time.Duration) error {
 	return s.do(ctx, fmt.Sprintf("announce fid %d on dev%d", fid, dev), func(ctx context.Context) error {
-		_, err := s.pool.Exec(ctx, announceCopy, s.offset(), int64(fid), int64(dev), string(what), seconds(delay))
+		_, err := s.announces.do(ctx, entry{fid, dev, what, seconds(delay)})
 		return err
 	})
 }
 
-// announceCopy has a time that is not that of a lease which ends with it.
-const announceCopy = `INSERT INTO copy_to_delete AS q (fid, devid, what, nexttry) VALUES ($2, $3, $4, least(` + now + ` + $5::int8, 2147483646))
-	ON CONFLICT (fid, devid, what) DO UPDATE SET nexttry = EXCLUDED.nexttry + CASE WHEN q.nexttry = EXCLUDED.nexttry THEN 1 ELSE 0 END`
+const (
+	// copyDueAgain makes an entry of copy_to_delete due that is there. nexttry
+	// below now keeps no lease alive: tokens lie ahead.
+	copyDueAgain = ` ON CONFLICT (fid, devid, what) DO UPDATE SET nexttry = EXCLUDED.nexttry`
+
+	enterCopies = `INSERT INTO copy_to_delete AS q (fid, devid, what, nexttry)
+		SELECT fid, devid, what, least(` + now + ` + delay, 2147483646)
+		FROM unnest($2::int8[], $3::int8[], $4::text[], $5::int8[]) c (fid, devid, what, delay)`
+
+	queueCopyDeletions = enterCopies + copyDueAgain
+
+	// announceCopies has a time that is not that of a lease which ends with it.
+	announceCopies = enterCopies + ` ON CONFLICT (fid, devid, what)
+		DO UPDATE SET nexttry = EXCLUDED.nexttry + CASE WHEN q.nexttry = EXCLUDED.nexttry THEN 1 ELSE 0 END`
+)
+
+// newEntries runs a statement for the entries of several callers, no two of
+// which are the same row.
+func (s *Store) newEntries(sql string) *coalescer[entry, struct{}] {
+	return newCoalescer(s.life, coalescing[entry, struct{}]{
+		batches: 2, size: 64, retry: s.retryAlone,
+		keys: func(e entry) [2]any {
+			row := entry{fid: e.fid, dev: e.dev, what: e.what}
+			return [2]any{row, row}
+		},
+		run: func(ctx context.Context, calls []entry, _ []struct{}) error {
+			sorted := slices.SortedFunc(slices.Values(calls), func(x, y entry) int {
+				return cmp.Or(cmp.Compare(x.fid, y.fid), cmp.Compare(x.dev, y.dev), cmp.Compare(x.what, y.what))
+			})
+			var fids, devids, delays []int64
+			var whats []string
+			for _, e := range sorted {
+				fids, devids = append(fids, int64(e.fid)), append(devids, int64(e.dev))
+				whats, delays = append(whats, string(e.what)), append(delays, e.delay)
+			}
+			return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+				b.Queue(durable)
+				b.Queue(sql, s.offset(), fids, devids, whats, delays)
+			})
+		},
+	})
+}
 
 // ReplicateNow makes every row of file_to_replicate due.
 func (s *Store) ReplicateNow(ctx context.Context) (int64, error) {
@@ -399,18 +472,34 @@ const adoptOldDeletions = `WITH first AS (SELECT fid FROM file_to_delete ORDER B
 
 // FinishDeletion forgets a fid whose every copy is gone.
 func (s *Store) FinishDeletion(ctx context.Context, j schema.Job) (bool, error) {
-	var n int
-	err := s.do(ctx, fmt.Sprintf("finish deletion of fid %d", j.FID), func(ctx context.Context) error {
-		return s.pool.QueryRow(ctx, finishDeletion, int64(j.FID), j.NextTry).Scan(&n)
+	var done bool
+	err := s.do(ctx, fmt.Sprintf("finish deletion of fid %d", j.FID), func(ctx context.Context) (err error) {
+		done, err = s.deletions.do(ctx, j)
+		return err
 	})
-	return n > 0, err
+	return done, err
 }
 
-const finishDeletion = `WITH done AS (DELETE FROM file_to_delete2 WHERE fid = $1 AND nexttry = $2
-		AND NOT EXISTS (SELECT FROM file_on WHERE fid = $1) RETURNING fid),
+// finishDeletionBatch forgets the fids of several callers.
+func (s *Store) finishDeletionBatch(ctx context.Context, calls []schema.Job, done []bool) error {
+	jobs := slices.Clone(calls)
+	for i := range jobs {
+		jobs[i].Queue = schema.QueueDelete
+	}
+	a := byQueue(jobs)[schema.QueueDelete]
+	clear(done)
+	rows, err := s.pool.Query(ctx, finishDeletions, a.fids, a.tokens, a.at)
+	if err != nil {
+		return err
+	}
+	return eachPlace(rows, func(at int64) { done[at] = true })
+}
+
+const finishDeletions = `WITH done AS (DELETE FROM file_to_delete2 q USING unnest($1::int8[], $2::int8[], $3::int8[]) j (fid, nexttry, at)
+		WHERE q.fid = j.fid AND q.nexttry + 0 = j.nexttry AND NOT EXISTS (SELECT FROM file_on o WHERE o.fid = j.fid) RETURNING q.fid, j.at),
 	sums AS (DELETE FROM checksum c USING done WHERE c.fid = done.fid),
 	uploads AS (DELETE FROM tempfile t USING done WHERE t.fid = done.fid)
-	SELECT count(*) FROM done`
+	SELECT at FROM done`
 
 // QueueLengths counts the rows of each queue.
 func (s *Store) QueueLengths(ctx context.Context) (map[schema.Queue]int64, error) {

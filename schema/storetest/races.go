@@ -19,6 +19,9 @@ var raceCases = []testCase{
 	{"Race/bad key among good ones", checkRaceBadKey},
 	{"Race/close one upload", checkRaceCloseOnce},
 	{"Race/locations", checkRaceLocations},
+	{"Race/work on many fids", checkRaceWork},
+	{"Race/deletions and leases", checkRaceLeases},
+	{"Race/locks", checkRaceLocks},
 	{"Race/create domains and hosts", checkRaceAdmin},
 	{"Race/locked row", checkLockedRow},
 }
@@ -317,6 +320,156 @@ func checkRaceLocations(e *env) {
 			e.Errorf("devices %v were all recorded by workers that saw only device 1", on)
 		}
 		e.located(fid, on, pending)
+	}
+}
+
+// checkRaceWork has many workers at once, each with a fid of its own, change its
+// locations and read them: each gets what is true of its own.
+func checkRaceWork(e *env) {
+	const workers = 72
+	stores := []schema.Store{e.Store, e.db.Open(e)}
+	for round := range scale(e, 2) {
+		fids := make([]protocol.FID, workers)
+		parallel(workers, func(i int) {
+			key := fmt.Sprintf("%d/%d", round, i)
+			fid, err := e.CreateTempfile(e.ctx, e.upload(key))
+			if err == nil {
+				err = e.CloseFile(e.ctx, e.closing(fid, key))
+			}
+			if err != nil {
+				e.Errorf("make a file: %v", err)
+			}
+			fids[i] = fid
+		})
+		parallel(workers, func(i int) {
+			s, fid, dev := stores[i%2], fids[i], protocol.DevID(10+i%3)
+			check := func(what string, err, want error) {
+				if !errors.Is(err, want) || (err != nil && want == nil) {
+					e.Errorf("%s %d: %v; want %v", what, i, err, want)
+				}
+			}
+			check("announce", s.AnnounceCopy(e.ctx, fid, dev, schema.Raw, time.Minute), nil)
+			sum := protocol.Checksum{Type: protocol.HashMD5, Sum: fmt.Appendf(nil, "%016d", i)}
+			check("checksum", s.SetChecksum(e.ctx, fid, sum), nil)
+			on, pending := devs(1), devs(dev)
+			switch i % 6 {
+			case 0:
+				check("add", s.AddLocation(e.ctx, fid, dev, devs(1)), nil)
+				on, pending = devs(1, dev), nil
+			case 1:
+				check("add stale", s.AddLocation(e.ctx, fid, dev, devs(2)), schema.ErrStale)
+			case 2:
+				check("add gone", s.AddLocation(e.ctx, fid+10_000_000, dev, nil), schema.ErrGone)
+			case 3:
+				check("add", s.AddLocation(e.ctx, fid, dev, devs(1)), nil)
+				check("drop", s.DropLocation(e.ctx, fid, 1, devs(1, dev)), nil)
+				on, pending = devs(dev), devs(1)
+			case 4:
+				check("drop stale", s.DropLocation(e.ctx, fid, 1, devs(1, 2)), schema.ErrStale)
+				_ = s.AddLocation(e.ctx, fid+20_000_000, 1<<31, nil) // some columns refuse it
+			case 5:
+				check("forget", s.DeletedLocations(e.ctx, fid, devs(1, 2)), nil)
+				check("queue", s.QueueCopyDeletion(e.ctx, fid, 9, schema.Raw), nil)
+				on, pending = nil, devs(9, dev)
+			}
+			both := []protocol.FID{fid, fids[(i+1)%workers]}
+			locs, err := s.LocationsOf(e.ctx, both)
+			check("locations", err, nil)
+			waits, err := s.PendingDeletions(e.ctx, both)
+			check("pending deletions", err, nil)
+			got, err := s.Checksum(e.ctx, fid)
+			check("checksum", err, nil)
+			files, err := s.FilesByFID(e.ctx, append(both, fid))
+			check("files", err, nil)
+			if !slices.Equal(locs[fid], on) || !slices.Equal(waits[fid], pending) || !got.Equal(sum) {
+				e.Errorf("%d is on %v, waits on %v, has %s; want %v, %v, %s", i, locs[fid], waits[fid], got, on, pending, sum)
+			}
+			own := slices.IndexFunc(files, func(f schema.LocatedFile) bool { return f.FID == fid })
+			if len(files) != 2 || !slices.Equal(files[own].Devices, on) || files[own].DevCount != len(on) {
+				e.Errorf("%d: files are %+v", i, files)
+			}
+		})
+	}
+}
+
+// checkRaceLeases has many workers at once give back, or be done with, deletions
+// that they hold, or hold no more.
+func checkRaceLeases(e *env) {
+	const workers = 48
+	stores := []schema.Store{e.Store, e.db.Open(e)}
+	for i := range workers {
+		key := fmt.Sprint(i)
+		e.put(key)
+		_, err := e.DeleteKey(e.ctx, e.dmid, key)
+		e.must(err)
+	}
+	jobs := e.claim(schema.QueueDelete)
+	if len(jobs) != workers {
+		e.Fatalf("%d jobs; want %d", len(jobs), workers)
+	}
+	parallel(workers, func(i int) {
+		s, j := stores[i%2], jobs[i]
+		if i%4 < 2 {
+			if err := s.DeletedLocations(e.ctx, j.FID, devs(1)); err != nil {
+				e.Error(err)
+			}
+		}
+		if i%8 >= 4 {
+			j.NextTry--
+		}
+		var did bool
+		var err error
+		want := i%8 < 4
+		if i%2 == 0 {
+			did, err = s.FinishDeletion(e.ctx, j)
+			want = want && i%4 < 2 // and not where a copy is left
+		} else {
+			did, err = s.Reschedule(e.ctx, j, time.Duration(i)*time.Hour, i)
+		}
+		if err != nil || did != want {
+			e.Errorf("job %d: %t, %v; want %t", i, did, err, want)
+		}
+	})
+	for i, j := range jobs {
+		e.queued(schema.QueueDelete, j.FID, i%8 != 0)
+		if row := e.row(schema.QueueDelete, j.FID); (i%8 == 1 || i%8 == 3) && row.FailCount != i {
+			e.Errorf("job %d was given back as %+v", i, row)
+		}
+	}
+}
+
+// checkRaceLocks has many callers of two trackers want the same locks at once.
+func checkRaceLocks(e *env) {
+	stores := []schema.Store{e.Store, e.db.Open(e)}
+	for round := range scale(e, 10) {
+		var holders [4]atomic.Int64
+		parallel(24, func(i int) {
+			s := stores[i%2]
+			names := []string{schema.FIDLock(protocol.FID(i % 4)), schema.FIDLock(protocol.FID((i + 1) % 4))}
+			held, lost, err := s.TryLock(e.ctx, names)
+			if err != nil || lost == nil {
+				e.Errorf("round %d: %v", round, err)
+				return
+			}
+			for n := range holders {
+				if slices.Contains(held, schema.FIDLock(protocol.FID(n))) && holders[n].Add(1) != 1 {
+					e.Errorf("lock %d was given twice", n)
+				}
+			}
+			for n := range holders {
+				if slices.Contains(held, schema.FIDLock(protocol.FID(n))) {
+					holders[n].Add(-1)
+				}
+			}
+			if err := s.Unlock(e.ctx, held); err != nil {
+				e.Error(err)
+			}
+		})
+		held, _, err := e.TryLock(e.ctx, []string{schema.FIDLock(0), schema.FIDLock(1), schema.FIDLock(2), schema.FIDLock(3)})
+		if err != nil || len(held) != 4 {
+			e.Fatalf("not all locks were given back: %q, %v", held, err)
+		}
+		e.must(e.Unlock(e.ctx, held))
 	}
 }
 
