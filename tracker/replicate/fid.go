@@ -313,7 +313,7 @@ func (r *round) copyToOne(ctx context.Context, devs []*cluster.Device) (outcome,
 	if len(r.sources()) == 0 {
 		return r.sourceDown(), nil
 	}
-	dst, leave := r.use(devs)
+	dst, leave := r.use(ctx, devs)
 	if dst == nil {
 		return busy, nil
 	}
@@ -328,7 +328,7 @@ func (r *round) copyTo(ctx context.Context, dst *cluster.Device) (outcome, error
 	if len(from) == 0 {
 		return sourceDown, nil
 	}
-	src, leave := r.use(from)
+	src, leave := r.use(ctx, from)
 	if src == nil {
 		return busy, nil
 	}
@@ -347,12 +347,16 @@ func (r *round) near(dst *cluster.Device) []string {
 }
 
 // use takes the first of devs that is not used to its limit, until leave is
-// called. Where all are it stands in line at the first.
-func (r *round) use(devs []*cluster.Device) (d *cluster.Device, leave func()) {
+// called. Where all are it waits for the first, if that is not for long, else it
+// stands in line there.
+func (r *round) use(ctx context.Context, devs []*cluster.Device) (d *cluster.Device, leave func()) {
 	for _, d := range devs {
 		if leave, ok := r.w.devices.TryAcquire(d.ID); ok {
 			return d, leave
 		}
+	}
+	if leave, ok := r.w.devices.AcquireSoon(ctx, devs[0].ID); ok {
+		return devs[0], leave
 	}
 	r.wait = r.w.devices.Line(devs[0].ID)
 	return nil, nil

@@ -25,6 +25,7 @@ type limited struct {
 	pace    time.Duration // how long a use lasts, a moving geometric mean: one that hung, at its other end maybe, counts little
 	changed time.Time     // when a use last began or ended
 	line    time.Time     // when the last one in line is to come
+	soon    int           // callers of AcquireSoon that wait
 }
 
 const (
@@ -32,6 +33,9 @@ const (
 	firstPace = 500 * time.Millisecond
 	// paceWeight is the part, one in so many, that the last use has in the average.
 	paceWeight = 8
+	// brisk is how long a caller of AcquireSoon waits at most, for a device whose
+	// uses take less.
+	brisk = 200 * time.Millisecond
 	// crowding is how many times as many are told to come as can be served, so that
 	// a device that is faster than it was does not wait for work.
 	crowding = 2
@@ -86,8 +90,8 @@ func (l *Limiter) Acquire(ctx context.Context, dev protocol.DevID) (release func
 }
 
 // TryAcquire is Acquire without waiting: it reports whether dev had a use free.
-// Who gets none and cannot do something else meanwhile should stand in
-// [Limiter.Line].
+// Who gets none, not even with [Limiter.AcquireSoon], and cannot do something
+// else meanwhile should stand in [Limiter.Line].
 func (l *Limiter) TryAcquire(dev protocol.DevID) (release func(), ok bool) {
 	l.mu.Lock()
 	d := l.device(dev)
@@ -98,6 +102,30 @@ func (l *Limiter) TryAcquire(dev protocol.DevID) (release func(), ok bool) {
 	default:
 		return nil, false
 	}
+}
+
+// AcquireSoon is Acquire that waits for a moment, if it is likely that dev then
+// has a use free: its uses are short, one has begun or ended a moment ago, and
+// no more callers wait for it than it can serve at once. It reports whether it
+// had a use.
+func (l *Limiter) AcquireSoon(ctx context.Context, dev protocol.DevID) (release func(), ok bool) {
+	l.mu.Lock()
+	d := l.device(dev)
+	ok = d.pace < brisk && time.Since(d.changed) < brisk && d.soon < l.each
+	if ok {
+		d.soon++
+	}
+	l.mu.Unlock()
+	if !ok {
+		return nil, false
+	}
+	ctx, cancel := context.WithTimeout(ctx, brisk)
+	defer cancel()
+	release, err := l.Acquire(ctx, dev)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d.soon--
+	return release, err == nil
 }
 
 // Line is when to try dev again, from 1 s to 10 min from now: the further away,

@@ -1,6 +1,7 @@
 package work_test
 
 import (
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -34,6 +35,63 @@ func TestLimiterWithoutWaiting(t *testing.T) {
 			r()
 		}
 		releases[1]()
+	})
+}
+
+// TestLimiterSoon has callers wait a moment for a device that is quick, as many
+// as it serves at once, and none for one that is slow or hangs.
+func TestLimiterSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := work.NewLimiter(2)
+		soon := func() (bool, time.Duration) {
+			began := time.Now()
+			release, ok := l.AcquireSoon(t.Context(), 1)
+			if ok {
+				release()
+			}
+			return ok, time.Since(began)
+		}
+		use := func(d time.Duration) (done <-chan struct{}) {
+			release, ok := l.TryAcquire(1)
+			if !ok {
+				t.Fatal("taken")
+			}
+			c := make(chan struct{})
+			go func() {
+				defer close(c)
+				work.Pause(t.Context(), d)
+				release()
+			}()
+			return c
+		}
+		for range 50 {
+			<-use(20 * time.Millisecond)
+		}
+		use(30 * time.Millisecond)
+		use(30 * time.Millisecond)
+		var wg sync.WaitGroup
+		for range 2 {
+			wg.Go(func() {
+				if ok, took := soon(); !ok || took > 30*time.Millisecond {
+					t.Errorf("a quick device: %t after %v", ok, took)
+				}
+			})
+		}
+		synctest.Wait()
+		if ok, took := soon(); ok || took > 0 {
+			t.Errorf("a third that waits: %t after %v", ok, took)
+		}
+		wg.Wait()
+
+		hung := use(time.Minute)
+		use(time.Minute)
+		if ok, took := soon(); ok || took != 200*time.Millisecond {
+			t.Errorf("a device that hangs since a moment ago: %t after %v", ok, took)
+		}
+		if ok, took := soon(); ok || took > 0 {
+			t.Errorf("a device that hangs: %t after %v", ok, took)
+		}
+		<-hung
 	})
 }
 
