@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strconv"
@@ -84,6 +85,19 @@ func (v *visits) of(fid protocol.FID) int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.count[fid]
+}
+
+// checked is how often files were checked in each mode.
+func (v *visits) checked() map[Mode]int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return maps.Clone(v.modes)
+}
+
+func (v *visits) atOnce() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.most
 }
 
 func (v *visits) total() int {
@@ -298,7 +312,7 @@ func TestTrackersShareTheWork(t *testing.T) {
 		s.each(1)
 		s.mu.Lock()
 		mine := []int{a.mine, b.mine}
-		most := s.most
+		most := s.atOnce()
 		s.mu.Unlock()
 		if slices.Min(mine) < 1500 {
 			s.Errorf("the trackers checked %v files", mine)
@@ -501,8 +515,8 @@ func TestStalled(t *testing.T) {
 		}
 		s.fids = slices.Delete(s.fids, 5, 6)
 		s.each(1)
-		if got := s.modes[Mode{}]; got != 0 || s.modes[Mode{PolicyOnly: true}] == 0 {
-			s.Errorf("the modes were %v", s.modes)
+		if got := s.checked()[Mode{}]; got != 0 || s.checked()[Mode{PolicyOnly: true}] == 0 {
+			s.Errorf("the modes were %v", s.checked())
 		}
 	})
 }
@@ -671,7 +685,7 @@ func TestScrubRounds(t *testing.T) {
 			}
 		}
 		s.each(1)
-		for m := range s.modes {
+		for m := range s.checked() {
 			if !m.Content {
 				s.Errorf("files were checked as %+v", m)
 			}
@@ -744,7 +758,7 @@ func TestScrubBesideFsck(t *testing.T) {
 		s.change(func(f Facts) (schema.SettingsChange, error) { return f.StartScrub(ScrubStart{Name: "a"}) })
 		time.Sleep(3 * time.Second)
 		s.mu.Lock()
-		quick, whole := s.modes[Mode{}], s.modes[Mode{Content: true}]
+		quick, whole := s.checked()[Mode{}], s.checked()[Mode{Content: true}]
 		s.mu.Unlock()
 		if quick == 0 || whole == 0 || quick > whole+1 || whole > quick+1 {
 			s.Errorf("%d ranges of fsck and %d of scrub", quick, whole)
@@ -775,7 +789,7 @@ func TestScrubOfStalled(t *testing.T) {
 		if n := s.db.Rows(schema.QueueFsck); n != 0 {
 			s.Errorf("%d files wait", n)
 		}
-		for m := range s.modes {
+		for m := range s.checked() {
 			if !m.Content {
 				s.Errorf("files were checked as %+v", m)
 			}
