@@ -179,6 +179,9 @@ type Moves interface {
 	// ascending, or where newest is set with fids below after (0: all),
 	// descending.
 	FilesOn(ctx context.Context, dev protocol.DevID, after protocol.FID, newest bool, limit int) ([]LocatedFile, error)
+	// BytesOn sums up the lengths of the files recorded on each of devs. It reads
+	// all of their rows.
+	BytesOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error)
 	// QueueMoves enters moves in file_to_queue, due at once, and makes a change
 	// of settings, in one transaction. Fids that are queued already keep their row.
 	// Where the settings are not as expected nothing is done, and the error

@@ -13,6 +13,7 @@ import (
 	"github.com/mogile/mogile/tracker/fsck"
 	"github.com/mogile/mogile/tracker/monitor"
 	"github.com/mogile/mogile/tracker/reap"
+	"github.com/mogile/mogile/tracker/rebalance"
 	"github.com/mogile/mogile/tracker/replicate"
 	"github.com/mogile/mogile/tracker/storage"
 	"github.com/mogile/mogile/tracker/work"
@@ -75,6 +76,10 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		Store: t.store, Cluster: t.cluster, Storage: t.storage, Queues: t.lengths.count, Name: o.Name, MinFreeMB: o.MinFreeMB,
 		Outage: outage, Numbers: numbers, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
 	})
+	t.rebalance = rebalance.New(rebalance.Options{
+		Store: t.store, Cluster: t.cluster, Queues: t.lengths.count, Name: o.Name, MinFreeMB: o.MinFreeMB, Changed: t.storageChanged,
+		Outage: outage, Numbers: numbers, Notify: t.watchers.tell, Metrics: t.metrics.Registry(), Log: t.log,
+	})
 	gates := []*gated{newGated(t.replicate.Pool()), newGated(t.deleter.Pool()), newGated(t.fsck.Pool())}
 	masters := 1
 	if o.NoJobMaster {
@@ -86,7 +91,7 @@ func (t *Tracker) build(numbers *work.Numbers) {
 		return t.monitor.Run(ctx)
 	})
 	t.watching.Watchdog = monitorWatchdog + o.MonitorInterval
-	t.workers = []func(context.Context) error{t.replicate.Run, t.deleter.Run, t.fsck.Run, t.reaper.Run, t.drain.Run, master.Run}
+	t.workers = []func(context.Context) error{t.replicate.Run, t.deleter.Run, t.fsck.Run, t.reaper.Run, t.drain.Run, t.rebalance.Run, master.Run}
 	t.jobs = map[string]job{
 		jobQuery: t.queries, jobReplicate: gates[0], jobDelete: gates[1], jobFsck: gates[2],
 		jobMonitor: single{t.watching}, jobMaster: single{master}, jobReaper: t.reaper.Pool(),

@@ -97,6 +97,15 @@ func (t *Tracker) table() map[string]*command {
 		"drain_cancel": t.drainCancel,
 		"drain_status": t.drainStatus,
 
+		"rebalance_set_policy": t.rebalanceSetPolicy,
+		"rebalance_test":       t.rebalanceTest,
+		"rebalance_start":      t.rebalanceStart,
+		"rebalance_status":     t.rebalanceStatus,
+		"rebalance_stop":       t.rebalanceStop,
+		"rebalance_reset":      t.rebalanceReset,
+		"rebalance_plan":       t.rebalancePlan,
+		"rebalance_progress":   t.rebalanceProgress,
+
 		"clear_cache":      t.clearCache,
 		"do_monitor_round": t.doMonitorRound,
 		"noop":             func(context.Context, *query) error { return nil },

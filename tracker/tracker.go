@@ -37,6 +37,7 @@ import (
 	"github.com/mogile/mogile/tracker/fsck"
 	"github.com/mogile/mogile/tracker/monitor"
 	"github.com/mogile/mogile/tracker/reap"
+	"github.com/mogile/mogile/tracker/rebalance"
 	"github.com/mogile/mogile/tracker/replicate"
 	"github.com/mogile/mogile/tracker/status"
 	"github.com/mogile/mogile/tracker/storage"
@@ -222,6 +223,7 @@ type Tracker struct {
 	reaper    *reap.Reaper
 	strays    *fsck.Strays
 	drain     *drain.Drainer
+	rebalance *rebalance.Balancer
 	workers   []func(context.Context) error // what must be run, but for the monitor
 	watching  *work.Pool                    // runs the monitor
 	watcher   atomic.Int64                  // the number of the worker that does

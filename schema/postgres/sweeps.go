@@ -540,6 +540,12 @@ func (s *Store) CountOn(ctx context.Context, devs []protocol.DevID) (map[protoco
 	return s.countByDevice(ctx, "count the files of devices", `SELECT count(*) FROM file_on WHERE devid = d`, devs)
 }
 
+// BytesOn sums up the lengths of the files on devices.
+func (s *Store) BytesOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error) {
+	return s.countByDevice(ctx, "add up the files of devices",
+		`SELECT coalesce(sum(f.length), 0)::int8 FROM file_on o JOIN file f USING (fid) WHERE o.devid = d`, devs)
+}
+
 // UploadsOn counts the uploads that were offered devices.
 func (s *Store) UploadsOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error) {
 	return s.countByDevice(ctx, "count the uploads to devices",

@@ -418,6 +418,21 @@ func (s *Store) CountOn(ctx context.Context, devs []protocol.DevID) (_ map[proto
 	return counts, err
 }
 
+// BytesOn sums up the lengths of the files on devices; see [schema.Moves].
+func (s *Store) BytesOn(ctx context.Context, devs []protocol.DevID) (_ map[protocol.DevID]int64, err error) {
+	defer wrap(&err, "add up the files of %d devices", len(devs))
+	sums := make(map[protocol.DevID]int64, len(devs))
+	const query = "SELECT value, (SELECT coalesce(sum(f.length), 0) FROM file_on o JOIN file f ON f.fid = o.fid WHERE o.devid = value) FROM json_each(?)"
+	err = s.read(ctx, query, []any{jsonList(devs)}, func(rows *sql.Rows) error {
+		var dev protocol.DevID
+		var n int64
+		err := rows.Scan(&dev, &n)
+		sums[dev] = n
+		return err
+	})
+	return sums, err
+}
+
 // UploadsOn counts the uploads that were offered devices; see [schema.Uploads].
 func (s *Store) UploadsOn(ctx context.Context, devs []protocol.DevID) (_ map[protocol.DevID]int64, err error) {
 	defer wrap(&err, "count the uploads to %d devices", len(devs))

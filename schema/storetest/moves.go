@@ -19,6 +19,7 @@ var moveCases = []testCase{
 	{"Reap/stale copies", checkReapStale},
 	{"Reap/race", checkReapRace},
 	{"CountOn", checkCountOn},
+	{"BytesOn", checkBytesOn},
 	{"UploadsOn", checkUploadsOn},
 	{"FilesOn", checkFilesOn},
 	{"QueueMoves", checkQueueMoves},
@@ -223,6 +224,22 @@ func checkCountOn(e *env) {
 	counts, err = e.CountOn(e.ctx, nil)
 	e.must(err)
 	e.same("of no devices", counts, map[protocol.DevID]int64{})
+}
+
+func checkBytesOn(e *env) {
+	a, b := e.putOn("a", 1, 2), e.putOn("b", 2)
+	files, err := e.FilesByFID(e.ctx, []protocol.FID{a, b})
+	e.must(err)
+	length := map[protocol.FID]int64{}
+	for _, f := range files {
+		length[f.FID] = f.Length
+	}
+	e.putOn("gone", 2)
+	_, err = e.DeleteKey(e.ctx, e.dmid, "gone")
+	e.must(err)
+	sums, err := e.BytesOn(e.ctx, devs(1, 2, 9))
+	e.must(err)
+	e.same("sums", sums, map[protocol.DevID]int64{1: length[a], 2: length[a] + length[b], 9: 0})
 }
 
 func checkUploadsOn(e *env) {

@@ -407,6 +407,24 @@ func (s *Store) CountOn(ctx context.Context, devs []protocol.DevID) (map[protoco
 	return counts, nil
 }
 
+// BytesOn is [schema.Moves.BytesOn].
+func (s *Store) BytesOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error) {
+	if err := s.begin(ctx, "BytesOn"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	sums := make(map[protocol.DevID]int64, len(devs))
+	for _, dev := range devs {
+		sums[dev] = 0
+		for _, fid := range s.on(dev) {
+			if f, ok := s.files[fid]; ok {
+				sums[dev] += f.Length
+			}
+		}
+	}
+	return sums, nil
+}
+
 // UploadsOn is [schema.Uploads.UploadsOn].
 func (s *Store) UploadsOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error) {
 	if err := s.begin(ctx, "UploadsOn"); err != nil {
