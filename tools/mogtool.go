@@ -121,7 +121,7 @@ func Command() *cli.Command {
 			&cli.BoolFlag{Name: "json", Usage: "write one JSON object a line", EnvVars: []string{"MOGILE_JSON"}, DisableDefaultText: true},
 		},
 		Subcommands: slices.Concat(fileCommands(), adminCommands(), []*cli.Command{
-			checkCommand(), fsckCommand(), drainCommand(), statsCommand(), consoleCommand(), benchCommand(), completionCommand(),
+			checkCommand(), fsckCommand(), drainCommand(), rebalanceCommand(), statsCommand(), consoleCommand(), benchCommand(), completionCommand(),
 		}),
 		Action:             unknownCommand,
 		OnUsageError:       onUsageError,

@@ -232,6 +232,9 @@ func (r *run) step(ctx context.Context) error {
 	}
 	quotas := ParseQuotas(r.facts.Settings[SettingQuotas])
 	if r.s.Current == 0 {
+		if r.p.Level > 0 && len(r.s.Completed) > 0 && queued[schema.QueueRebalance] > 0 {
+			return nil // where files are is known when they have been moved
+		}
 		if r.s.usedUp(r.p) || !r.s.begin(r.p, quotas) {
 			return r.finish(ctx)
 		}
