@@ -58,6 +58,7 @@ var knownSettings = []knownSetting{
 	{key: "scrub_bandwidth", about: "bytes of content a second that fsck and scrub read, on all trackers together; 0: any"},
 	{key: "slave_", about: "read replicas of the database (mogadm slave)", idle: idleReplicas},
 	{key: "drain_devices", about: "devices that are being emptied ('mogtool drain')", fixed: true},
+	{key: "drain_requests", about: "how often a drain was asked for", fixed: true},
 	{key: "schema_version", about: "version of the database's tables ('mogile migrate')", fixed: true},
 	{key: "rebal_", about: "policy and state of rebalancing ('mogadm rebalance')", fixed: true},
 	{key: "fsck_", about: "the books of fsck ('mogtool fsck status')", fixed: true},

@@ -52,6 +52,9 @@ func (t *Tracker) drainDevice(ctx context.Context, q *query) error {
 	if err := drain.Add(ctx, t.store, d.ID); err != nil {
 		return err
 	}
+	if err := t.store.IncrementSetting(ctx, drain.SettingRequests); err != nil {
+		return err
+	}
 	t.storageChanged(ctx)
 	return nil
 }
@@ -75,13 +78,16 @@ func (t *Tracker) drainCancel(ctx context.Context, q *query) error {
 	return nil
 }
 
-// undrain takes a device that is given a status by which it is not emptied out of
-// the list of those that are.
-func (t *Tracker) undrain(ctx context.Context, dev protocol.DevID, status string) error {
-	if status == schema.DeviceDrain || status == schema.DeviceDown {
-		return nil
+// undrain takes a device that was given a status by which it is not emptied out of
+// the list of those that are. Where that fails, whoever empties devices does it
+// later.
+func (t *Tracker) undrain(ctx context.Context, dev protocol.DevID, status string) {
+	if drain.Emptied(status) || !slices.Contains(drain.Listed(t.cluster.Snapshot().Settings), dev) {
+		return
 	}
-	return drain.Remove(ctx, t.store, dev)
+	if err := drain.Remove(ctx, t.store, dev); err != nil {
+		t.failures.Warn().Err(err).Uint32("devid", uint32(dev)).Msg("a device is still in the list of those that are emptied")
+	}
 }
 
 // drainStatus tells how far devices are emptied: those that devids names, or else

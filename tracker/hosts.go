@@ -356,9 +356,7 @@ func (t *Tracker) setState(ctx context.Context, q *query) error {
 	if err := t.store.SetDeviceState(ctx, d.ID, state); err != nil {
 		return err
 	}
-	if err := t.undrain(ctx, d.ID, state); err != nil {
-		return err
-	}
+	t.undrain(ctx, d.ID, state)
 	t.storageChanged(ctx)
 	return nil
 }

@@ -237,16 +237,16 @@ func sizeOf(settings map[string]string) int64 {
 	return defaultSize
 }
 
-// emptied reports whether a device of that status is to be emptied, at least
+// Emptied reports whether a device of that status is to be emptied, at least
 // later: one that is down is kept in mind.
-func emptied(status string) bool { return status == schema.DeviceDrain || status == schema.DeviceDown }
+func Emptied(status string) bool { return status == schema.DeviceDrain || status == schema.DeviceDown }
 
 // strike takes devices out of the list that somebody gave another status, or that
 // are gone.
 func (d *Drainer) strike(ctx context.Context, snap *cluster.Snapshot, listed []protocol.DevID) error {
 	if !slices.ContainsFunc(listed, func(dev protocol.DevID) bool {
 		k := snap.Device(dev)
-		return k == nil || !emptied(k.Status)
+		return k == nil || !Emptied(k.Status)
 	}) {
 		return nil
 	}
@@ -258,7 +258,7 @@ func (d *Drainer) strike(ctx context.Context, snap *cluster.Snapshot, listed []p
 	var gone []protocol.DevID
 	for _, dev := range Listed(rows.Settings) {
 		i := slices.IndexFunc(rows.Devices, func(r schema.Device) bool { return r.ID == dev })
-		if i < 0 || !emptied(rows.Devices[i].Status) {
+		if i < 0 || !Emptied(rows.Devices[i].Status) {
 			gone = append(gone, dev)
 		}
 	}
@@ -306,10 +306,12 @@ func (d *Drainer) due(snap *cluster.Snapshot, listed []protocol.DevID, now time.
 	return due
 }
 
-// worldOf is all of a cluster on which it depends whether files can be moved: what
-// changes it may let those go that could not before.
+// worldOf is all of a cluster on which it depends whether files can be moved, and
+// whether somebody asked for it: what changes it may let those go that could not
+// before.
 func worldOf(snap *cluster.Snapshot, minFreeMB int64) string {
 	var b strings.Builder
+	b.WriteString(snap.Settings[SettingRequests] + "\n")
 	for _, d := range snap.DeviceList {
 		fmt.Fprintf(&b, "%d %d %s %t %t %t\n", d.ID, d.HostID, d.Status, d.Readable(), d.TakesFiles(minFreeMB), d.LetsDelete())
 	}

@@ -264,8 +264,15 @@ func TestBlockedFiles(t *testing.T) {
 		}
 		r.status(2, schema.DeviceAlive)
 		after(2 * time.Second)
-		if n := r.moved(2); n != 3 {
+		if n := r.moved(0); n != 3 {
 			t.Errorf("%d moves were queued when a device came back, want 3", n)
+		}
+		after(time.Hour)
+		r.moved(0)
+		r.cluster.Set(drain.SettingRequests, "2")
+		after(2 * time.Second)
+		if n := r.moved(2); n != 3 {
+			t.Errorf("%d moves were queued when it was asked for again, want 3", n)
 		}
 	})
 }

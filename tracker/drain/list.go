@@ -17,6 +17,10 @@ import (
 // commands alone.
 const SettingDevices = "drain_devices"
 
+// SettingRequests counts how often a drain was asked for. When it changes, files
+// that could not be moved are tried again at once.
+const SettingRequests = "drain_requests"
+
 // Listed are the devices that the settings list, ascending. What is no number of
 // a device is passed over.
 func Listed(settings map[string]string) []protocol.DevID {
