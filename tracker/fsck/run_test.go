@@ -94,12 +94,6 @@ func (v *visits) checked() map[Mode]int {
 	return maps.Clone(v.modes)
 }
 
-func (v *visits) atOnce() int {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	return v.most
-}
-
 func (v *visits) total() int {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -312,7 +306,7 @@ func TestTrackersShareTheWork(t *testing.T) {
 		s.each(1)
 		s.mu.Lock()
 		mine := []int{a.mine, b.mine}
-		most := s.atOnce()
+		most := s.most
 		s.mu.Unlock()
 		if slices.Min(mine) < 1500 {
 			s.Errorf("the trackers checked %v files", mine)
@@ -757,9 +751,8 @@ func TestScrubBesideFsck(t *testing.T) {
 		s.start("a")
 		s.change(func(f Facts) (schema.SettingsChange, error) { return f.StartScrub(ScrubStart{Name: "a"}) })
 		time.Sleep(3 * time.Second)
-		s.mu.Lock()
-		quick, whole := s.checked()[Mode{}], s.checked()[Mode{Content: true}]
-		s.mu.Unlock()
+		modes := s.checked()
+		quick, whole := modes[Mode{}], modes[Mode{Content: true}]
 		if quick == 0 || whole == 0 || quick > whole+1 || whole > quick+1 {
 			s.Errorf("%d ranges of fsck and %d of scrub", quick, whole)
 		}
