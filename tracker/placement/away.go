@@ -43,6 +43,8 @@ func Away(p Policy, q Question, from protocol.DevID, to []protocol.DevID) (next 
 }
 
 // Satisfied reports whether those copies of q.On that count satisfy the policy.
+// A copy that somebody wants moved may go where the others do: [MayDrop] is
+// stricter, and would keep the last device of a host from being emptied.
 func Satisfied(p Policy, q Question, counts func(Placement) bool) bool {
 	q.On = slices.DeleteFunc(slices.Clone(q.On), func(c Placement) bool { return !counts(c) })
 	if len(q.On) == 0 {

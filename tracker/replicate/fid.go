@@ -526,16 +526,16 @@ func (r *round) record(ctx context.Context, dst protocol.DevID) (bool, error) {
 	}
 }
 
-// drop takes surplus copies out of the namespace, as long as enough others are
-// intact. It reports whether the policy should be asked again.
+// drop takes surplus copies out of the namespace, as long as the policy is
+// satisfied by others that are intact. It reports whether the policy should be asked again.
 func (r *round) drop(ctx context.Context, plan placement.Plan) (again bool, err error) {
 	for _, d := range plan.Drop {
-		enough, err := r.intact(ctx, d, plan.Keep)
+		may, err := r.mayDrop(ctx, d)
 		if err != nil {
 			return false, err
 		}
-		if !enough {
-			return again, nil
+		if !may {
+			continue
 		}
 		err = r.w.o.Store.DropLocation(ctx, r.file.FID, d.ID, r.file.Devices)
 		if errors.Is(err, schema.ErrStale) {
@@ -556,14 +556,12 @@ func (r *round) drop(ctx context.Context, plan placement.Plan) (again bool, err 
 	return again, nil
 }
 
-// intact reports whether at least keep copies other than that on d can be read
-// and have the file's length.
-func (r *round) intact(ctx context.Context, d *cluster.Device, keep int) (bool, error) {
-	found := 0
-	for _, p := range r.on {
-		if found == keep {
-			break
-		}
+// mayDrop reports whether the surplus copy on d may go, counting only those of
+// the others that can be read and have the file's length.
+func (r *round) mayDrop(ctx context.Context, d *cluster.Device) (bool, error) {
+	q := r.question()
+	q.On = slices.Clone(r.on)
+	for i, p := range q.On {
 		if p.Device.ID == d.ID {
 			continue
 		}
@@ -571,11 +569,10 @@ func (r *round) intact(ctx context.Context, d *cluster.Device, keep int) (bool, 
 		if err != nil {
 			return false, err
 		}
-		if right {
-			found++
-		}
+		q.On[i].Readable = right
 	}
-	return found >= keep, nil
+	may, _ := placement.MayDrop(r.policy, q, d.ID)
+	return may, nil
 }
 
 // rightSize reports whether a copy can be read and has the file's length. An

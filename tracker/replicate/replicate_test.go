@@ -448,6 +448,27 @@ func TestBrokenCopiesDoNotCount(t *testing.T) {
 	})
 }
 
+// TestSurplusStaysBesideBrokenSpread has enough good copies on one host, and a
+// broken one on the other: that one does not make up for the second host, so
+// none of the good ones goes.
+func TestSurplusStaysBesideBrokenSpread(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, 2, 3)
+		r.put(1, 0, 1, 2, 3, 4)
+		r.disks.Put(4, 1, "short")
+		r.run()
+		if devs := r.store.Locations(1); !slices.Equal(devs, []protocol.DevID{1, 2, 3, 4}) {
+			t.Errorf("left are %v", devs)
+		}
+		r.disks.Put(4, 1, content)
+		r.store.SetRow(worktest.Key{Queue: schema.QueueReplicate, FID: 1}, worktest.Row{})
+		r.run()
+		if devs := r.store.Locations(1); len(devs) != 2 || !slices.Contains(devs, 4) {
+			t.Errorf("with all intact, left are %v", devs)
+		}
+	})
+}
+
 func TestChecksums(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 3, 1)
