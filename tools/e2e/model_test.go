@@ -82,32 +82,41 @@ func modelLane(t *testing.T, lane int) {
 			"daemon restart":  w.daemonRestart,
 			"tracker restart": w.trackerRestart,
 			"settle":          w.settle,
-			"corrupt copies":  seldom(w.corrupt),
-			"lose copies":     seldom(w.lose),
-			"device dies":     seldom(w.deviceDies),
-			"device returns":  seldom(w.deviceReturns),
-			"change policy":   seldom(w.changePolicy),
+			"corrupt copies":  w.seldom(w.corrupt),
+			"lose copies":     w.seldom(w.lose),
+			"device dies":     w.seldom(w.deviceDies),
+			"device drained":  w.seldom(w.deviceDrained),
+			"device returns":  w.seldom(w.deviceReturns),
+			"change policy":   w.seldom(w.changePolicy),
 		})
 		w.settle(rt)
 		counts.add(w.counts)
 	})
-	t.Logf("%d steps: %d files stored, %d deleted, %d power cuts, %d settled states compared; %d copies corrupted, %d lost, %d devices dead, %d changes of policy",
+	t.Logf("%d steps: %d files stored, %d deleted, %d power cuts, %d settled states compared; %d copies corrupted, %d lost, %d devices dead, %d drained, %d changes of policy",
 		counts.steps, counts.stored, counts.deleted, counts.cuts, counts.settled,
-		counts.corrupted, counts.lost, counts.dead, counts.policies)
+		counts.corrupted, counts.lost, counts.dead, counts.drained, counts.policies)
 }
 
-// seldom has a step that takes long done one time in ten.
-func seldom(step func(*rapid.T)) func(*rapid.T) {
+// seldom has a step that takes long done one time in twenty or so; a file is
+// read, or stored, at other times.
+func (w *world) seldom(step func(*rapid.T)) func(*rapid.T) {
 	return func(rt *rapid.T) {
-		if rapid.IntRange(0, 9).Draw(rt, "seldom") == 0 {
+		switch {
+		case rapid.SampledFrom(oneInTwenty).Draw(rt, "now"):
 			step(rt)
+		case len(w.files) == 0:
+			w.put(rt)
+		default:
+			w.read(rt)
 		}
 	}
 }
 
+var oneInTwenty = append(make([]bool, 19), true)
+
 type modelCounts struct {
-	steps, stored, deleted, cuts, settled int
-	corrupted, lost, dead, policies       int
+	steps, stored, deleted, cuts, settled    int
+	corrupted, lost, dead, drained, policies int
 }
 
 func (c *modelCounts) add(d modelCounts) {
@@ -119,6 +128,7 @@ func (c *modelCounts) add(d modelCounts) {
 	c.corrupted += d.corrupted
 	c.lost += d.lost
 	c.dead += d.dead
+	c.drained += d.drained
 	c.policies += d.policies
 }
 
@@ -174,7 +184,7 @@ type world struct {
 
 	classes map[string]*modelClass
 	names   []string       // of the classes
-	out     protocol.DevID // the device that is dead, 0 none
+	out     protocol.DevID // the device that is dead or in drain, 0 none
 	dead    bool           // it is dead: what it holds does not count
 	key     []byte         // of the cluster
 
@@ -908,6 +918,20 @@ func (w *world) deviceDies(rt *rapid.T) {
 	w.settled()
 }
 
+// deviceDrained empties a device.
+func (w *world) deviceDrained(rt *rapid.T) {
+	if w.out != 0 {
+		return
+	}
+	w.settle(rt)
+	w.out = anyDevice(rt)
+	if _, err := w.do("drain_device", "devid="+w.out.String()); err != nil {
+		rt.Fatalf("drain dev%d: %v", w.out, err)
+	}
+	w.counts.drained++
+	w.settled()
+}
+
 // deviceReturns puts the device that is out back to use: what is left on a dead
 // one is thrown away, or moved into the trash as what nobody knows.
 func (w *world) deviceReturns(rt *rapid.T) {
@@ -927,8 +951,10 @@ func (w *world) deviceReturns(rt *rapid.T) {
 			}
 		}
 		w.mark(dev, schema.DeviceDown)
+		w.mark(dev, schema.DeviceAlive)
+	} else if _, err := w.do("drain_cancel", "devid="+dev.String()); err != nil {
+		rt.Fatalf("end the drain of dev%d: %v", dev, err)
 	}
-	w.mark(dev, schema.DeviceAlive)
 	w.waitWriteable()
 	w.trashStrays(dev)
 	w.settled()
