@@ -37,9 +37,16 @@ func TestJSONEverywhere(t *testing.T) {
 			return &protocoltest.Reply{Fields: protocol.ParseArgs("position=5&end_fid=5&num_MISS=1")}
 		case "drain_status":
 			return &protocoltest.Reply{Fields: protocol.ParseArgs("devices=1&dev1_devid=1&dev1_host=store1&dev1_status=drain&dev1_draining=1")}
+		case "rebalance_progress":
+			return &protocoltest.Reply{Fields: protocol.ParseArgs("running=0&policy=from_hosts%3D1&queued_moves=0")}
+		case "rebalance_plan":
+			return &protocoltest.Reply{Fields: protocol.ParseArgs("devices=1&dev1_devid=1&dev1_host=store1&dev1_bytes=5&dev1_capacity=10&spread=0.0")}
+		case "rebalance_test":
+			return &protocoltest.Reply{Fields: protocol.ParseArgs("sdevs=1&ddevs=2")}
 		case "fsck_getlog":
 			return &protocoltest.Reply{Fields: protocol.ParseArgs("row_count=1&row_1_logid=1&row_1_utime=1&row_1_evcode=MISS&row_1_fid=1&row_1_devid=1")}
-		case "fsck_start", "fsck_stop", "fsck_reset", "fsck_clearlog", "scrub_start", "drain_device":
+		case "fsck_start", "fsck_stop", "fsck_reset", "fsck_clearlog", "scrub_start", "drain_device",
+			"rebalance_set_policy", "rebalance_start", "rebalance_stop", "rebalance_reset":
 			return &protocoltest.Reply{}
 		}
 		return nil
@@ -116,6 +123,13 @@ func TestJSONEverywhere(t *testing.T) {
 		{command: "fsck scrub"},
 		{command: "fsck strays", fails: true},
 		{command: "drain", args: []string{"1"}},
+		{command: "rebalance auto"},
+		{command: "rebalance policy", args: []string{"from_hosts=1"}},
+		{command: "rebalance test"},
+		{command: "rebalance start"},
+		{command: "rebalance status"},
+		{command: "rebalance stop"},
+		{command: "rebalance reset"},
 		{command: "stats"},
 		{command: "console", args: []string{"!version"}},
 		{command: "bench put", args: []string{"-n", "2", "-c", "1", "--size", "1K"}},

@@ -1,0 +1,76 @@
+package e2e
+
+import (
+	"fmt"
+	"testing"
+	"time"
+)
+
+type levelJSON struct {
+	Spread  float64
+	Bytes   int64
+	Devices []struct{ Device, Bytes int64 }
+}
+
+// TestRebalanceAuto levels a cluster to which empty devices were added: its
+// files were stored while they could not be used. Trackers are killed meanwhile.
+func TestRebalanceAuto(t *testing.T) {
+	t.Parallel()
+	for _, engine := range []string{"sqlite", "postgres"} {
+		t.Run(engine, func(t *testing.T) {
+			t.Parallel()
+			spec := Spec{Engine: engine, Key: true}
+			if engine == "postgres" {
+				spec.Trackers = 2
+			}
+			c := StartCluster(t, spec)
+			for i, dev := range []string{"2", "4", "6"} {
+				c.Do("set_state", fmt.Sprintf("host=host%d", i+1), "device="+dev, "state=readonly")
+			}
+			const files = 60
+			body := randomBytes(50_000)
+			eachParallel(files, 8, func(i int) {
+				if err := c.Put(fmt.Sprintf("f%d", i), "", body); err != nil {
+					t.Error(err)
+				}
+			})
+			for i := range files {
+				c.WaitPolicy(fmt.Sprintf("f%d", i), 2)
+			}
+			c.calm()
+			for i, dev := range []string{"2", "4", "6"} {
+				c.Do("set_state", fmt.Sprintf("host=host%d", i+1), "device="+dev, "state=alive")
+			}
+			c.waitTakeFiles(2, 4, 6)
+
+			// The devices share a filesystem that is large: a part of the spread
+			// there is.
+			before := mogtoolJSON[levelJSON](t, c, "rebalance", "auto", "--dry-run", "--spread", "0.00000001")
+			if before.Spread <= 0 || before.Bytes == 0 || len(before.Devices) != 6 {
+				t.Fatalf("plan: %+v", before)
+			}
+			spread := fmt.Sprintf("%.9f", before.Spread/2)
+			mogtool(t, c, "rebalance", "auto", "--spread", spread, "--yes", "--no-wait")
+			for _, p := range c.Trackers {
+				p.Kill()
+				p.Start()
+			}
+			c.waitAnswers()
+			within(t, 2*time.Minute, "the run has ended", func() error {
+				if p := c.Do("rebalance_progress"); p.True("running") || p.Number("queued_moves") > 0 {
+					return fmt.Errorf("%s", p)
+				}
+				return nil
+			})
+			code, out, words, err := tool(c, "rebalance", "auto", "--spread", spread, "--yes")
+			if err != nil || code != 0 {
+				t.Fatalf("exit code %d, %v: %s%s", code, err, out, words)
+			}
+			for i := range files {
+				key := fmt.Sprintf("f%d", i)
+				c.CheckFile(key, c.WaitPolicy(key, 2), body)
+			}
+			c.waitTakeFiles(1, 2, 3, 4, 5, 6)
+		})
+	}
+}
