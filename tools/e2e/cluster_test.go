@@ -221,6 +221,9 @@ type Spec struct {
 	// Key gives trackers and storage daemons a cluster key: copies go from
 	// device to device, bad ones into the trash.
 	Key bool
+	// BeforeHosts is called for each host whose folders are there, before its
+	// daemon starts.
+	BeforeHosts func(h *Host)
 	// GetListen has the storage daemons serve reads on a port of their own, two
 	// above Port.
 	GetListen bool
@@ -329,6 +332,9 @@ func StartCluster(t testing.TB, s Spec) *Cluster {
 		args = append(args, s.HostArgs...)
 		if s.GetListen {
 			args = append(args, "--http-get-listen", net.JoinHostPort(ip, strconv.Itoa(c.Port+2)))
+		}
+		if s.BeforeHosts != nil {
+			s.BeforeHosts(h)
 		}
 		h.Process = start(t, h.Name, args...)
 		c.Hosts = append(c.Hosts, h)
