@@ -214,14 +214,20 @@ type run struct {
 func (r *run) step(ctx context.Context) error {
 	b := r.b
 	var err error
-	if r.s, err = ParseState(r.facts.Settings[SettingState]); err != nil {
-		return err
-	}
-	if r.facts.Settings[SettingSignal] == signalStop {
+	stopped := r.facts.Settings[SettingSignal] == signalStop
+	r.s, err = ParseState(r.facts.Settings[SettingState])
+	switch {
+	case err != nil && stopped:
+		return r.abandon(ctx)
+	case err != nil:
+		b.say(err.Error())
+		return nil
+	case stopped:
 		return r.stop(ctx)
 	}
-	if r.p, err = r.facts.Policy(); err != nil {
-		return err
+	if r.p, err = r.facts.Policy(); err != nil { // a tracker of another make set it
+		b.say(err.Error())
+		return nil
 	}
 	queued, err := b.o.Queues(ctx)
 	if err != nil {
@@ -248,6 +254,10 @@ func (r *run) step(ctx context.Context) error {
 	if from == nil || status != schema.DeviceAlive && status != schema.DeviceDrain {
 		b.o.Log.Warn().Uint32("devid", uint32(r.s.Current)).Str("status", status).Msg("rebalance leaves a device alone: nothing can be moved off it")
 		return r.end(ctx)
+	}
+	if from.Host == nil || from.Host.Status != schema.HostAlive {
+		b.say(fmt.Sprintf("nothing can be moved off dev%d while its host is not alive", r.s.Current))
+		return nil
 	}
 	if status == schema.DeviceAlive {
 		if err := r.mark(ctx, schema.DeviceDrain); err != nil {
@@ -320,7 +330,11 @@ func (r *run) choose(files []schema.LocatedFile, to []protocol.DevID, room, quot
 			quotas[dst] = room[dst]
 			quotas[r.s.Current] += f.Length
 		} else {
-			move.To = slices.Clone(to)
+			// A device that has the file cannot take it.
+			move.To = slices.DeleteFunc(slices.Clone(to), func(dev protocol.DevID) bool { return slices.Contains(f.Devices, dev) })
+			if len(move.To) == 0 {
+				continue
+			}
 			r.b.rng.Shuffle(len(move.To), func(i, j int) { move.To[i], move.To[j] = move.To[j], move.To[i] })
 			if n := r.p.UseDestDevs; n > 0 && n < len(move.To) {
 				move.To = move.To[:n]
@@ -431,6 +445,19 @@ func (r *run) stop(ctx context.Context) error {
 	}
 	r.b.o.Changed(ctx)
 	r.b.o.Log.Info().Int64("files", r.s.Queued).Int64("bytes", r.s.Bytes).Msg("rebalance was stopped")
+	return nil
+}
+
+// abandon ends a run whose state cannot be read. The state stays for whoever
+// can read it.
+func (r *run) abandon(ctx context.Context) error {
+	c := r.facts.change(SettingHost, SettingState, SettingSignal)
+	unset(c, SettingHost, SettingSignal, SettingSource)
+	if err := r.b.o.Store.ChangeSettings(ctx, c); err != nil {
+		return fmt.Errorf("stop rebalance: %w", err)
+	}
+	r.b.o.Changed(ctx)
+	r.b.o.Log.Warn().Msg("rebalance was stopped; its state cannot be read, its source may still be in drain")
 	return nil
 }
 

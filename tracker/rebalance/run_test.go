@@ -342,6 +342,64 @@ func TestSourceIsLost(t *testing.T) {
 	})
 }
 
+// TestHostOfTheSourceIsAway has a run wait for it, rather than be done with a
+// device that is full of files.
+func TestHostOfTheSourceIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.put(10, 1, 1)
+		r.begin("from_devices=1")
+		r.cluster.Change(1, func(_ *cluster.Device, h *cluster.Host) { h.Status = schema.HostReadonly })
+		defer r.start("a")()
+		after(time.Minute)
+		if r.moves() != 0 || !r.running() {
+			t.Errorf("%d moves, running %t", r.moves(), r.running())
+		}
+		r.cluster.Change(1, func(_ *cluster.Device, h *cluster.Host) { h.Status = schema.HostAlive })
+		after(time.Minute)
+		if r.moves() != 10 || r.running() {
+			t.Errorf("%d moves, running %t", r.moves(), r.running())
+		}
+	})
+}
+
+// TestUnreadableState has a run stopped whose state makes no sense.
+func TestUnreadableState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.put(10, 1, 1)
+		r.begin("from_devices=1")
+		junk := "sdev_current=x"
+		r.must(r.SetSetting(t.Context(), rebalance.SettingState, &junk))
+		defer r.start("a")()
+		after(time.Minute)
+		if r.moves() != 0 || !r.running() {
+			t.Errorf("%d moves, running %t", r.moves(), r.running())
+		}
+		r.must(r.command(rebalance.Facts.Stop))
+		after(10 * time.Second)
+		if state, _, err := r.Setting(t.Context(), rebalance.SettingState); err != nil || r.running() || state != junk {
+			t.Errorf("running %t, state %q, %v", r.running(), state, err)
+		}
+	})
+}
+
+// TestDestinationsWithoutTheFile has no file sent where it is.
+func TestDestinationsWithoutTheFile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.put(20, 1, 1, 3)
+		r.begin("from_devices=1 to_devices=3,4 use_dest_devs=1")
+		defer r.start("a")()
+		after(time.Minute)
+		for fid := range protocol.FID(20) {
+			if row := r.Row(worktest.Key{Queue: schema.QueueRebalance, FID: fid + 1}); row == nil || row.Arg != "4" {
+				t.Fatalf("row of fid %d is %+v", fid+1, row)
+			}
+		}
+	})
+}
+
 // TestLevelRun has files of two copies on host 1 and 2's first devices: they go
 // to the second of the same host, or else both copies would be on one.
 func TestLevelRun(t *testing.T) {
