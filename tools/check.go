@@ -53,6 +53,9 @@ type report struct {
 	Hosts    []hostCheck    `json:"hosts"`
 	Devices  []deviceCheck  `json:"devices"`
 	Problems []problem      `json:"problems"`
+	Notes    []problem      `json:"notes,omitempty"` // what is no problem, and could be better
+
+	drains drainState
 }
 
 type trackerCheck struct {
@@ -71,6 +74,8 @@ type hostCheck struct {
 	Addr   string `json:"address"`
 	Status string `json:"status"`
 	Answer string `json:"answer"` // "ok", "not asked", or what is wrong
+
+	capabilities string // what Mogile's daemons name in each answer; "" of other makes
 }
 
 type deviceCheck struct {
@@ -92,11 +97,12 @@ func check(s *session, _ []string) error {
 		web := &http.Client{Timeout: checkTimeout, Transport: &http.Transport{Proxy: nil, DisableKeepAlives: true}}
 		r.askHosts(s.ctx(), web, t.hosts)
 		r.askDevices(s.ctx(), web, t.hosts, t.devices)
+		r.askDrains(s, t.Tracker)
 	}
 	if err := s.ctx().Err(); err != nil {
 		return err
 	}
-	r.Problems = judge(&r)
+	r.Problems, r.Notes = judge(&r), judgeKeys(r.Hosts)
 	if err := r.write(s.out); err != nil {
 		return err
 	}
@@ -170,10 +176,11 @@ func (r *report) askHosts(ctx context.Context, web *http.Client, hosts []protoco
 	var g errgroup.Group
 	g.SetLimit(checkJobs)
 	for i, h := range hosts {
-		r.Hosts[i] = hostCheck{h.Name, hostAddr(h), h.Status, "not asked"}
+		r.Hosts[i] = hostCheck{Host: h.Name, Addr: hostAddr(h), Status: h.Status, Answer: "not asked"}
 		if h.Status == "alive" || h.Status == "readonly" {
 			g.Go(func() error {
-				_, err := fetchText(ctx, web, "http://"+r.Hosts[i].Addr+"/")
+				_, header, err := fetchText(ctx, web, "http://"+r.Hosts[i].Addr+"/")
+				r.Hosts[i].capabilities = header.Get("Mogile")
 				if e, ok := errors.AsType[*protocol.StatusError](err); ok && e.Code < 500 {
 					err = nil // nginx refuses to list its root, and serves files
 				}
@@ -207,7 +214,7 @@ func (r *report) askDevices(ctx context.Context, web *http.Client, hosts []proto
 			continue
 		}
 		g.Go(func() error {
-			text, err := fetchText(ctx, web, "http://"+r.Hosts[h].Addr+"/dev"+d.ID.String()+"/usage")
+			text, _, err := fetchText(ctx, web, "http://"+r.Hosts[h].Addr+"/dev"+d.ID.String()+"/usage")
 			var u deviceUsage
 			if err == nil {
 				u, err = parseUsage(text)
@@ -225,25 +232,35 @@ func (r *report) askDevices(ctx context.Context, web *http.Client, hosts []proto
 	_ = g.Wait() // never an error
 }
 
-// fetchText is the beginning of what url has.
-func fetchText(ctx context.Context, web *http.Client, url string) (string, error) {
+// askDrains finds out which devices still have files that should not. Trackers of
+// MogileFS's cannot tell.
+func (r *report) askDrains(s *session, tracker string) {
+	ctx, cancel := context.WithTimeout(s.ctx(), checkTimeout)
+	defer cancel()
+	if reply, err := s.client.DoAt(ctx, tracker, "drain_status", protocol.Args{{Name: "examine", Value: "1"}}); err == nil {
+		r.drains = readDrains(reply)
+	}
+}
+
+// fetchText is the beginning of what url has. The header is that of any answer.
+func fetchText(ctx context.Context, web *http.Client, url string) (string, http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	resp, err := web.Do(req)
 	if err != nil {
 		if inner := errors.Unwrap(err); inner != nil { // the URL is named anyway
 			err = inner
 		}
-		return "", err
+		return "", nil, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode/100 != 2 {
-		return "", &protocol.StatusError{Code: resp.StatusCode}
+		return "", resp.Header, &protocol.StatusError{Code: resp.StatusCode}
 	}
 	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	return string(b), err
+	return string(b), resp.Header, err
 }
 
 type deviceUsage struct {
@@ -341,7 +358,42 @@ func judge(r *report) []problem {
 	if len(r.Devices) > 0 && writeable == 0 {
 		add("mark a device alive whose host is, or add one", "no device takes new files")
 	}
+	for _, d := range r.drains.Devices {
+		switch d.State {
+		case "reaping":
+			add("they are copied from elsewhere: 'mogtool drain --status' shows how far it is", "dev%d of host %s is dead, and %d files still have a copy recorded there", d.Device, d.Host, d.Files)
+		case "blocked":
+			add("'mogtool drain --status' names them and the reason", "dev%d of host %s cannot be emptied: %d files have no other place", d.Device, d.Host, d.Files)
+		}
+	}
 	return append(ps, judgePolicies(view)...)
+}
+
+// judgeKeys names the hosts that take no orders, for want of a cluster key.
+func judgeKeys(hosts []hostCheck) []problem {
+	var without []string
+	ours := 0
+	for _, h := range hosts {
+		words := strings.Fields(h.capabilities)
+		if len(words) == 0 {
+			continue
+		}
+		ours++
+		if !slices.Contains(words, "copy") {
+			without = append(without, h.Host)
+		}
+	}
+	what := "no storage daemon has a cluster key"
+	switch {
+	case len(without) == 0:
+		return nil
+	case len(without) < ours:
+		what = "storage daemons have no cluster key: " + strings.Join(without, ", ")
+	}
+	return []problem{{
+		What:   what + "; copies to them go through trackers, bad copies stay on their disks, strays are not looked for",
+		Remedy: "'mogile key new FILE', and --cluster-key-file FILE for all daemons of the cluster",
+	}}
 }
 
 func (r *report) write(o *output) error {
@@ -390,11 +442,16 @@ func (r *report) write(o *output) error {
 			return err
 		}
 	}
+	var lines []string
 	for _, p := range r.Problems {
-		for _, l := range []string{"", "problem: " + p.What, "remedy:  " + p.Remedy} {
-			if err := o.line(l); err != nil {
-				return err
-			}
+		lines = append(lines, "", "problem: "+p.What, "remedy:  "+p.Remedy)
+	}
+	for _, p := range r.Notes {
+		lines = append(lines, "", "note:    "+p.What, "remedy:  "+p.Remedy)
+	}
+	for _, l := range lines {
+		if err := o.line(l); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -232,7 +232,8 @@ var hints = []struct {
 	{protocol.Err("bad_params"), "'mogtool COMMAND --help' says what it takes: a device's status is alive, readonly, drain, down or dead, a weight 0 or more"},
 	{protocol.Err("state_too_high"), "mark it down first, then alive"},
 	{protocol.Err("fsck_running"), "'mogtool fsck status' shows how far it is, 'mogtool fsck stop' stops it"},
-	{protocol.Err("rebal_running"), "'mogadm rebalance status' shows how far it is, 'mogadm rebalance stop' stops it"},
+	{protocol.Err("rebal_running"), "'mogtool rebalance status' shows how far it is, 'mogtool rebalance stop' stops it"},
+	{protocol.Err("no_rebal_policy"), "'mogtool rebalance policy POLICY' sets one, 'mogtool rebalance auto' needs none"},
 	{protocol.Err("scrub_running"), "'mogtool fsck scrub status' shows how far it is, 'mogtool fsck scrub stop' stops it"},
 	{protocol.Err("no_scrub_days"), "'mogtool settings set scrub_days 30' has all content read in 30 days"},
 	{protocol.ErrUnknownCommand, "this tracker is older than the command"},
@@ -369,6 +370,9 @@ func parse(c *cli.Context) ([]string, error) {
 			value, rest = rest[0], rest[1:]
 		}
 		if err := at.Set(flag.Names()[0], value); err != nil {
+			if e, ok := errors.AsType[*strconv.NumError](err); ok {
+				err = e.Err
+			}
 			return nil, fmt.Errorf("flag %s: %q is no value for it: %w", arg, value, err)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"maps"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -92,6 +93,13 @@ func TestScripts(t *testing.T) {
 					}
 				}
 				ts.Fatalf("no tracker was asked %s %s", args[0], args[1])
+			},
+			// header HOST VALUE: the host's daemon names itself so in each answer
+			"header": func(ts *testscript.TestScript, _ bool, args []string) {
+				cluster(ts).Storage[number(ts, args[0])-1].Intercept(func(w http.ResponseWriter, _ *http.Request) bool {
+					w.Header().Set("Mogile", args[1])
+					return false
+				})
 			},
 			// observed DEVID STATE
 			"observed": func(ts *testscript.TestScript, _ bool, args []string) {

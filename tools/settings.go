@@ -36,7 +36,7 @@ type knownSetting struct {
 const (
 	idleMemcached = "Mogile does not ask memcached"
 	idleReplicas  = "Mogile reads from no replica"
-	idleYet       = "nothing uses it yet"
+	idleBatches   = "workers take as many as they can work on"
 )
 
 var knownSettings = []knownSetting{
@@ -47,13 +47,14 @@ var knownSettings = []knownSetting{
 	{key: "memcache_ttl", about: "seconds that memcached keeps paths", idle: idleMemcached},
 	{key: "path_cache_ttl", about: "seconds that trackers answer get_paths from memory; 0: never"},
 	{key: "path_cache_database_away", about: "1: trackers answer from memory while the database is away"},
-	{key: "internal_queue_limit", about: "most rows that a tracker takes from a queue at once", idle: idleYet},
+	{key: "internal_queue_limit", about: "most rows that a tracker takes from a queue at once", idle: idleBatches},
 	{key: "network_zones", about: "names of networks, comma-separated"},
 	{key: "zone_", about: "the netmasks of a network"},
 	{key: "queue_rate_for_fsck", about: "files that fsck begins with in a second, on all trackers together"},
 	{key: "queue_size_for_fsck", about: "files that fsck has begun with, or that wait to be checked again, at most (20000)"},
 	{key: "queue_rate_for_reaper", about: "files that are taken off a dead device every 5 s"},
 	{key: "queue_size_for_reaper", about: "rows of the replication queue at which the reaper waits (10000)"},
+	{key: "queue_rate_for_rebal", about: "files that rebalance queues in a second (500)"},
 	{key: "queue_size_for_rebal", about: "moves that rebalance and drains queue at most (10000)"},
 	{key: "queue_", about: "rates and sizes of queues"},
 	{key: "fsck_checksum", about: "checksums that fsck compares: class, off, MD5, SHA-1 or BLAKE3"},
