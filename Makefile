@@ -1,5 +1,6 @@
 # make         build ./mogile, and link its other names to it
 # make test    install what the tests need, and run them all with the race detector
+# make scenarios  the long end-to-end tests, which make test leaves out
 # make soak    the same scenarios in large, and an hour of fuzzing
 # make fuzz    the fuzz targets alone, FUZZ seconds in all
 # make lint    formatting, go vet, staticcheck
@@ -15,7 +16,7 @@ PARALLEL ?= 2
 # Seconds of fuzzing, shared by all targets.
 FUZZ ?= 3600
 
-.PHONY: all build test soak fuzz lint vulncheck bench deps clean
+.PHONY: all build test scenarios soak fuzz lint vulncheck bench deps clean
 
 all: build
 
@@ -26,6 +27,11 @@ build:
 
 test: deps
 	$(GO) test -race -p $(PARALLEL) -timeout 8m ./...
+
+# Tests that say scenario(t): lost hosts, drained devices, killed trackers.
+scenarios: deps
+	MOGILE_TEST_SCENARIOS=1 $(GO) test -count 1 -parallel 3 -timeout 12m ./tools/e2e \
+		-run "^($$(grep -h -B1 'scenario(t)$$' tools/e2e/*_test.go | grep -o 'Test[A-Za-z]*' | paste -sd '|'))$$"
 
 # MOGILE_TEST_SCALE multiplies the counts of the tests that take it.
 soak: deps

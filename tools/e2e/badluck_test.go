@@ -142,6 +142,7 @@ func TestDeletedWhileCopied(t *testing.T) {
 // TestTrackerKilledWhileCopying kills the tracker while it has files copied.
 // The copies end with it, leave nothing, and are made again.
 func TestTrackerKilledWhileCopying(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Key: true, TrackerArgs: slow})
 	store := c.openStore()
@@ -175,6 +176,7 @@ func TestTrackerKilledWhileCopying(t *testing.T) {
 // TestLocksLost takes the trackers' database sessions away while they copy and
 // drop copies: their locks are gone, and nothing is done twice or left over.
 func TestLocksLost(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Key: true, Trackers: 2, TrackerArgs: []string{"--replication-bandwidth", "2M"}})
 	store := c.openStore()
@@ -244,6 +246,7 @@ func (c *Cluster) cutSessions(ctx context.Context) error {
 // TestRemoversOfSurplus has three trackers take surplus copies off the same
 // files again and again; none ever has fewer copies than its class wants.
 func TestRemoversOfSurplus(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Key: true, Trackers: 3})
 	store := c.openStore()
@@ -307,6 +310,7 @@ func TestRemoversOfSurplus(t *testing.T) {
 // another: files and queued work of the first must not be taken for the
 // second's.
 func TestClassDeletedAndRecreated(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Key: true})
 	store := c.openStore()
@@ -335,6 +339,7 @@ func TestClassDeletedAndRecreated(t *testing.T) {
 
 // TestDeletedWhileMoved deletes files while they are moved off a device.
 func TestDeletedWhileMoved(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Key: true, TrackerArgs: slow})
 	store := c.openStore()
@@ -358,6 +363,7 @@ func TestDeletedWhileMoved(t *testing.T) {
 // and to them. The files reach their policy elsewhere, or when the hosts are
 // back.
 func TestHostsVanishWhileCopying(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Key: true, Hosts: 4, TrackerArgs: slow})
 	store := c.openStore()
@@ -384,6 +390,7 @@ func TestHostsVanishWhileCopying(t *testing.T) {
 
 // TestFullDevice has copies meet a device that fills up in the middle of them.
 func TestFullDevice(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Key: true, Hosts: 3, TrackerArgs: []string{"--min-free-space", "1"}, BeforeHosts: func(h *Host) {
 		if h.Name != "host3" {
@@ -418,6 +425,7 @@ func TestFullDevice(t *testing.T) {
 // TestSleepingTracker stops a tracker in the middle of its copies, takes its
 // sessions and leases away, has another do the work, and wakes it.
 func TestSleepingTracker(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Key: true, Trackers: 2, TrackerArgs: slow})
 	store := c.openStore()
@@ -450,6 +458,7 @@ func TestSleepingTracker(t *testing.T) {
 // TestTrackersKilledWhileRepairing kills trackers, again and again, while they
 // scrub spoilt files and repair them.
 func TestTrackersKilledWhileRepairing(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	f := startFleet(t, Spec{Hosts: 4, Devices: 2, Trackers: 2, Key: true}, scale(100))
 	where := f.locations()

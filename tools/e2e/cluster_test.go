@@ -71,6 +71,15 @@ func scale(n int) int {
 	return n
 }
 
+// scenario marks a test that takes long: `make test` leaves it out, `make
+// scenarios` and a run in large do not.
+func scenario(t *testing.T) {
+	t.Helper()
+	if os.Getenv("MOGILE_TEST_SCENARIOS") == "" && scale(1) == 1 {
+		t.Skip("runs with MOGILE_TEST_SCENARIOS=1, make scenarios")
+	}
+}
+
 // newRand prints its seed, so that a failure can be run again.
 func newRand(t testing.TB) *rand.Rand {
 	seed := uint64(time.Now().UnixNano())

@@ -139,6 +139,7 @@ func drainCopies(key string) int {
 // tracker is killed. No client meets an error, no file is ever short of copies,
 // and all of them are right in the end.
 func TestDrain(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	for _, engine := range []string{"sqlite", "postgres"} {
 		t.Run(engine, func(t *testing.T) {
@@ -253,6 +254,7 @@ type drainJSON struct {
 // TestDrainBlocked: a device that cannot be emptied is said to be so, and which
 // files and why; it goes on by itself when there is a place, and can be cancelled.
 func TestDrainBlocked(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Hosts: 3, Devices: 1, Key: true})
 	body := randomBytes(3000)
@@ -305,6 +307,7 @@ func TestDrainBlocked(t *testing.T) {
 // TestDeadHostReapsNothing: a host that is marked dead before its devices is not
 // read from, and nothing of it is copied anew until the devices are dead, too.
 func TestDeadHostReapsNothing(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Hosts: 3, Devices: 1, Key: true})
 	bodies := make(map[string][]byte)
@@ -348,6 +351,7 @@ func TestDeadHostReapsNothing(t *testing.T) {
 // TestDeadDeviceReturns: a device that was dead comes back with what it had. What
 // was deleted meanwhile stays so, and what lies on it is listed.
 func TestDeadDeviceReturns(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Hosts: 3, Devices: 1, Key: true})
 	bodies := make(map[string][]byte)

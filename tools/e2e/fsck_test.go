@@ -465,6 +465,7 @@ func TestScrub(t *testing.T) {
 // TestFsckDevicesThatDoNotAnswer: files on a device that answers with errors, or
 // hangs, wait; all others are checked, and nothing is dropped.
 func TestFsckDevicesThatDoNotAnswer(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Hosts: 2, Devices: 1})
 	d := c.AddForeign(storagetest.Nginx(), "127.0.0.3", 10)
@@ -583,6 +584,7 @@ func (w *watcher) clear() {
 // TestFsckBesideClients: two trackers check files that clients store, replace,
 // rename and delete meanwhile. Nothing is wrong with them, and nothing is found.
 func TestFsckBesideClients(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Trackers: 2, Key: true})
 	c.Do("create_class", "domain="+domain, "class=hashed", "mindevcount=2", "hashtype=MD5")

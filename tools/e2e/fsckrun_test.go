@@ -81,6 +81,7 @@ func (c *Cluster) fsckDone(d time.Duration) protocol.Args {
 // TestFsckIsShared has three trackers check every file once, each some of them;
 // and, with one killed in the middle, every file all the same.
 func TestFsckIsShared(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	const files = 1500
 	c := StartCluster(t, Spec{Engine: "postgres", Trackers: 3})
@@ -153,6 +154,7 @@ func TestFsckIsShared(t *testing.T) {
 // wants more copies is noticed by a look at placement alone, copies that are gone
 // by a look at the devices, and a content that rotted by scrub.
 func TestFsckOnOneTracker(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	const files = 60
 	c := StartCluster(t, Spec{})

@@ -15,6 +15,7 @@ type levelJSON struct {
 // TestRebalanceAuto levels a cluster to which empty devices were added: its
 // files were stored while they could not be used. Trackers are killed meanwhile.
 func TestRebalanceAuto(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	for _, engine := range []string{"sqlite", "postgres"} {
 		t.Run(engine, func(t *testing.T) {

@@ -62,6 +62,7 @@ func (c *Cluster) status(dev string) string {
 // it is stopped, goes on, and the tracker that queues the moves is killed. Every
 // file is queued once.
 func TestRebalanceSurvivesItsTracker(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	const files = 400
 	c := StartCluster(t, Spec{Engine: "postgres", Trackers: 2, Hosts: 2})

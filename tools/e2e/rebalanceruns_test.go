@@ -61,6 +61,7 @@ func (c *Cluster) statusOf(dev string) string {
 // it is stopped, goes on, and the tracker that queues the moves is killed. Every
 // file is queued once.
 func TestRebalanceRuns(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	const files = 400
 	c := StartCluster(t, Spec{Engine: "postgres", Trackers: 2, Hosts: 2})

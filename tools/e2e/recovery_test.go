@@ -220,6 +220,7 @@ func (f *fleet) crossed() float64 {
 // every file has its copies elsewhere. They go from device to device: each byte
 // crosses the network once. 20,000 files of 2 GiB with MOGILE_TEST_SCALE=40.
 func TestRecovery(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	f := startFleet(t, Spec{Hosts: 5, Devices: 2, Trackers: 2, Key: true}, scale(500))
 	f.check()

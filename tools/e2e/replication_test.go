@@ -91,6 +91,7 @@ func TestRottenSources(t *testing.T) {
 // TestWaitInVain stores where there is only one host that is well: the file is
 // stored, and the answer says so.
 func TestWaitInVain(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Hosts: 2, Devices: 1, Key: true})
 	c.Hosts[1].Kill()

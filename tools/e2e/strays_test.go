@@ -177,6 +177,7 @@ func TestStrays(t *testing.T) {
 
 // TestStraysElsewhere: devices that cannot be listed are named.
 func TestStraysElsewhere(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Hosts: 2, Devices: 1, HostArgs: []string{"--cluster-key-file", keyFile(t)}})
 	list, words, code := c.strays()

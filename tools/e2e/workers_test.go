@@ -123,6 +123,7 @@ func workers(t testing.TB, dsn string, trackers, n int) workersDone {
 // TestWorkIsDoneOnce has three trackers share the work of replication, fsck and
 // deletion, and counts it.
 func TestWorkIsDoneOnce(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	workers(t, "", 3, scale(200))
 }
