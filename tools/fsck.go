@@ -140,17 +140,32 @@ var eventMeanings = map[string]struct {
 	"NOPA": {"files without a recorded copy", false},
 	"POVI": {"files placed otherwise than their policy wants", false},
 	"MISS": {"copies that were not there; forgotten", false},
-	"BLEN": {"copies of another length; put aside", false},
+	"BLEN": {"copies of another length; put aside unless there is nothing better", false},
 	"BSUM": {"copies with wrong content, put aside; or, without a device, files of which no copy is right", false},
 	"MSUM": {"files whose copies differ, and nobody knows which is right", true},
 	"BALG": {"files whose checksum is of another algorithm than their class's", false},
 	"NSUM": {"checksums that were missing; made", false},
 	"SRCH": {"files searched for on all devices", false},
 	"FOND": {"files found by searching", false},
-	"GONE": {"files that are on no device", true},
+	"GONE": {"files of which no good copy was found", true},
 	"REPL": {"files queued for replication", false},
 	"BCNT": {"files whose count of copies was wrong; corrected", false},
 	"WAIT": {"files that could not be read when their turn came; tried again later", false},
+}
+
+// meaning says what a row of the log is.
+func (r logRow) meaning() string {
+	m := eventMeanings[r.Code]
+	switch {
+	case r.Code == "BSUM" && r.Device != 0:
+		return "copy with wrong content; put aside"
+	case r.Code == "BSUM":
+		m.text, m.act = "file of which no copy is right", true
+	}
+	if m.act {
+		return m.text + ": somebody must look"
+	}
+	return m.text
 }
 
 // sweepProgress is how far fsck or scrub is.
@@ -498,7 +513,7 @@ func fsckLog(s *session, _ []string) error {
 			if r.Device != 0 {
 				dev = r.Device.String()
 			}
-			return []string{strconv.FormatInt(r.LogID, 10), time.Unix(r.Time, 0).Format(time.DateTime), r.Code, fid, dev, eventMeanings[r.Code].text}
+			return []string{strconv.FormatInt(r.LogID, 10), time.Unix(r.Time, 0).Format(time.DateTime), r.Code, fid, dev, r.meaning()}
 		})
 		rows = rows[:0]
 		return err

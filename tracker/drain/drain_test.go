@@ -482,6 +482,11 @@ func TestExamine(t *testing.T) {
 	if found = look(true); found.Looked != 600 || found.Blocked() != 1 || found.Examples[0].FID != 2 || found.Examples[0].Reason != drain.NotIntact {
 		t.Errorf("with a broken copy: %+v", found)
 	}
+	r.disks.Put(1, 2, "four")
+	r.disks.Put(5, 2, "four")
+	if found = look(true); found.Blocked() != 1 || found.Examples[0].FID != 2 || found.Examples[0].Reason != drain.NoCopy {
+		t.Errorf("with no copy that is right: %+v", found)
+	}
 	r.put(601, 601, 99, 1, 3)
 	if found = look(false); found.Reasons[drain.Unknown] != 1 {
 		t.Errorf("with a class that is gone: %+v", found)

@@ -68,7 +68,7 @@ func (d *Drainer) Examine(ctx context.Context, snap *cluster.Snapshot, on *clust
 		return found, nil
 	}
 	for _, f := range waiting {
-		broken, err := d.broken(ctx, snap, f, on)
+		broken, err := d.broken(ctx, snap, f)
 		if err != nil {
 			return found, err
 		}
@@ -89,12 +89,12 @@ func (f *Findings) note(file schema.File, why Reason, text string) {
 	}
 }
 
-// broken are the copies of a file elsewhere that should be readable and are not
-// there in full length. An error is the end of ctx.
-func (d *Drainer) broken(ctx context.Context, snap *cluster.Snapshot, f schema.LocatedFile, on *cluster.Device) ([]protocol.DevID, error) {
+// broken are the copies of a file that should be readable and are not there in
+// full length. An error is the end of ctx.
+func (d *Drainer) broken(ctx context.Context, snap *cluster.Snapshot, f schema.LocatedFile) ([]protocol.DevID, error) {
 	var broken []protocol.DevID
 	for _, other := range counting(snap, f) {
-		if other.ID == on.ID || !other.Readable() {
+		if !other.Readable() {
 			continue
 		}
 		size, err := d.o.Storage.Size(ctx, other.ReadURL(f.FID, cluster.Viewer{}))

@@ -47,7 +47,7 @@ func Why(p placement.Policy, q placement.Question, from *cluster.Device, broken 
 		}
 	}
 	if sources == 0 {
-		return NoCopy, "no copy can be read now"
+		return NoCopy, "no copy can be read now, or none has the right length"
 	}
 	q.On = on
 	if _, ok := placement.Away(p, q, from.ID, nil); ok {
