@@ -56,7 +56,7 @@ mogtool cat --range 0-99 log          the first 100 bytes
 mogtool cat --range 1000- log         all from byte 1000
 mogtool cat --range -500 log          the last 500 bytes`,
 			need{1, -1, true}, []cli.Flag{
-				&cli.StringFlag{Name: "range", Usage: "`FIRST-LAST` bytes only, counted from 0; FIRST- is all from there, -COUNT the last ones"},
+				&cli.StringFlag{Name: "range", Usage: "`FIRST-LAST` bytes only, from 0; FIRST- is all from there, -COUNT the last"},
 			}, cat),
 		command("ls", "list keys", "[PREFIX]",
 			`mogtool ls                            all keys, in byte order

@@ -33,10 +33,10 @@ mogtool fsck strays --device 7 --age 72h  on one, older than three days
 mogtool fsck strays --delete              to the devices' trash, for a week; asks first`,
 		need{0, 0, false}, []cli.Flag{
 			&cli.IntSliceFlag{Name: "device", Usage: "`DEVID` to look at; may be given several times; without it all"},
-			&cli.DurationFlag{Name: "age", Usage: "`TIME` since a file was written; younger ones are left alone", Value: 24 * time.Hour},
+			&cli.DurationFlag{Name: "age", Usage: "`TIME` since it was written; younger stay", Value: 24 * time.Hour},
 			&cli.BoolFlag{Name: "delete", Usage: "move strays to the trash of their device", DisableDefaultText: true},
 			&cli.BoolFlag{Name: "yes", Aliases: []string{"y"}, Usage: "do not ask", DisableDefaultText: true},
-			&cli.Float64Flag{Name: "up-to", Usage: "`PERCENT` of a device's files that may be strays and be deleted", Value: maxStrayPercent},
+			&cli.Float64Flag{Name: "up-to", Usage: "`PERCENT` of a device's files that may be deleted", Value: maxStrayPercent},
 		}, strays)
 }
 

@@ -47,7 +47,7 @@ type tree struct {
 func treeFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.IntFlag{Name: "jobs", Aliases: []string{"j"}, Usage: "`N` files at once", Value: 16},
-		&cli.IntFlag{Name: "retries", Usage: "`N` repetitions after failures that may pass, such as a daemon's restart", Value: 7},
+		&cli.IntFlag{Name: "retries", Usage: "`N` repetitions after failures that may pass", Value: 7},
 		&cli.BoolFlag{Name: "dry-run", Usage: "only say what would be done", DisableDefaultText: true},
 		&cli.BoolFlag{Name: "verbose", Aliases: []string{"v"}, Usage: "name each file", DisableDefaultText: true},
 		&cli.BoolFlag{Name: "quiet", Aliases: []string{"q"}, Usage: "no summary", DisableDefaultText: true},

@@ -125,9 +125,9 @@ func keyCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "key",
 		Usage: "make a cluster key, or have a new one take over",
-		Description: "Trackers sign what they order storage daemons to do with the cluster key: copy from device to device,\n" +
-			"list what lies on a device, take a bad copy out of service. Put the same file on every host, readable for\n" +
-			"the daemons alone, and name it with --cluster-key-file.",
+		Description: "Trackers sign what they order storage daemons to do with the cluster key: copy from device to\n" +
+			"device, list what lies on a device, take a bad copy out of service. Put the same file on every\n" +
+			"host, readable for the daemons alone, and name it with --cluster-key-file.",
 		Subcommands: []*cli.Command{
 			{
 				Name: "new", ArgsUsage: "FILE",

@@ -1,6 +1,7 @@
 package mogile
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -90,7 +91,14 @@ func runApp(ctx context.Context, app *cli.App, args []string, stdin io.Reader, s
 	for _, c := range app.Commands {
 		c.OnUsageError = usageError
 	}
+	var help bytes.Buffer
+	if asksForHelp(args) {
+		app.Writer = &help
+	}
 	err := app.RunContext(ctx, args)
+	if help.Len() > 0 {
+		err = errors.Join(err, foldHelp(stdout, &help))
+	}
 	if err == nil {
 		return ExitDone
 	}
