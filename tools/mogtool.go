@@ -236,6 +236,8 @@ var hints = []struct {
 	{protocol.Err("no_rebal_policy"), "'mogtool rebalance policy POLICY' sets one, 'mogtool rebalance auto' needs none"},
 	{protocol.Err("scrub_running"), "'mogtool fsck scrub status' shows how far it is, 'mogtool fsck scrub stop' stops it"},
 	{protocol.Err("no_scrub_days"), "'mogtool settings set scrub_days 30' has all content read in 30 days"},
+	{protocol.Err("no_orders"), "Mogile's storage daemons list what they have, by order of trackers with the same cluster key: see --cluster-key-file"},
+	{protocol.Err("bad_signature"), "trackers and storage daemons need the same cluster key: see --cluster-key-file"},
 	{protocol.ErrUnknownCommand, "this tracker is older than the command"},
 	{protocol.ErrFailure, "the tracker's log has the reason"},
 }

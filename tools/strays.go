@@ -336,7 +336,7 @@ func (h *strayHunt) report(tallies []*strayTally) error {
 		return nil
 	}
 	for _, t := range tallies {
-		if len(tallies) == 1 || t.Strays+t.Foreign+t.Unreadable > 0 {
+		if len(tallies) == 1 && t.Unavailable == "" || t.Strays+t.Foreign+t.Unreadable > 0 {
 			if err := h.out.line(fmt.Sprintf("dev%d: %s", t.Device, t)); err != nil {
 				return err
 			}

@@ -11,6 +11,7 @@ import (
 )
 
 // mogileRun runs one command line, and returns its exit code and what it said.
+// Tests that use it are not parallel: the library has variables of its own.
 func mogileRun(t *testing.T, args ...string) (code int, stdout, stderr string) {
 	t.Helper()
 	var out, errs bytes.Buffer
@@ -21,7 +22,6 @@ func mogileRun(t *testing.T, args ...string) (code int, stdout, stderr string) {
 // A key's life: it is made, taken over from by another, which does not change
 // what cluster it is of, and shown by nothing.
 func TestKeyFiles(t *testing.T) {
-	t.Parallel()
 	path := filepath.Join(t.TempDir(), "cluster.key")
 	if code, _, errs := mogileRun(t, "key", "new", path); code != ExitDone {
 		t.Fatalf("new: %d %s", code, errs)
@@ -73,7 +73,6 @@ func readKeys(t *testing.T, path string) protocol.ClusterKeys {
 }
 
 func TestKeyFilesThatAreRefused(t *testing.T) {
-	t.Parallel()
 	dir := t.TempDir()
 	key := newClusterKey()
 	for _, c := range []struct {

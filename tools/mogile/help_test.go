@@ -10,9 +10,10 @@ import (
 	"github.com/mogile/mogile/tools"
 )
 
-// TestHelpFits: what a program says of itself fits a terminal of 100 columns.
+// TestHelpFits: what programs and commands say of themselves fits a terminal of
+// 100 columns. It is not parallel: the library prints help by variables of its
+// own.
 func TestHelpFits(t *testing.T) {
-	t.Parallel()
 	run := func(args ...string) string {
 		var out, errs bytes.Buffer
 		if code := Run(t.Context(), args, strings.NewReader(""), &out, &errs); code != ExitDone || errs.Len() > 0 {

@@ -97,7 +97,6 @@ func TestNotifySystemd(t *testing.T) {
 }
 
 func TestLimitsOfTransfers(t *testing.T) {
-	t.Parallel()
 	for _, args := range [][]string{
 		{"--transfers-per-device", "0"}, {"--transfers-per-device", "-1"}, {"--replication-bandwidth", "fast"}, {"--replication-bandwidth", "-5M"},
 	} {
