@@ -76,7 +76,7 @@ func readClusterKeys(path string) (protocol.ClusterKeys, error) {
 // noteWithoutKey says what is not done without a cluster key.
 func noteWithoutKey(log zerolog.Logger, keys protocol.ClusterKeys) {
 	if len(keys.Keys) == 0 {
-		log.Info().Msg("no cluster key: copies go through trackers, and what needs signed orders stays undone (see --cluster-key-file)")
+		log.Info().Msg("no cluster key: beyond loopback copies go through trackers, and what needs signed orders stays undone (see --cluster-key-file)")
 	}
 }
 
