@@ -121,6 +121,7 @@ func (c *Cluster) transfers() float64 {
 // TestDeletedWhileCopied deletes, and overwrites, files while they are copied.
 // Nothing of them stays on any device.
 func TestDeletedWhileCopied(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Key: true, TrackerArgs: slow})
 	store := c.openStore()

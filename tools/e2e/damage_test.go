@@ -14,6 +14,7 @@ import (
 // find and repair them all; a second finds nothing. 1,000 copies with
 // MOGILE_TEST_SCALE=20.
 func TestScrubFindsEveryBadCopy(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	f := startFleet(t, Spec{Hosts: 4, Devices: 2, Trackers: 2, Key: true}, scale(150))
 	rng := newRand(t)
@@ -61,6 +62,7 @@ func TestScrubFindsEveryBadCopy(t *testing.T) {
 // TestStraysAreExact puts many files on devices that the database does not
 // know, has exactly these listed, and moves them into the trash.
 func TestStraysAreExact(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	f := startFleet(t, Spec{Hosts: 3, Devices: 2, Key: true}, scale(60))
 	rng := newRand(t)

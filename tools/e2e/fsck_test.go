@@ -252,6 +252,7 @@ type spoilCase struct {
 // TestFsckEvents makes each situation that fsck has a code for, on real devices,
 // and looks at its log and at what becomes of the files.
 func TestFsckEvents(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	engines(t, func(t *testing.T, engine string) {
 		c := StartCluster(t, Spec{Engine: engine, Key: true})
@@ -401,6 +402,7 @@ func (c *Cluster) waitTrashed(path string) {
 // TestScrub spoils contents in every way; fsck sees nothing of it, scrub names
 // the bad copies and has them replaced by good ones.
 func TestScrub(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	engines(t, func(t *testing.T, engine string) {
 		c := StartCluster(t, Spec{Engine: engine, Key: true})

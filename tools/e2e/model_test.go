@@ -38,11 +38,12 @@ import (
 //
 // Copies rot and vanish, devices die and return, classes change their policy.
 //
-// It runs 1,000 steps and some more, times MOGILE_TEST_SCALE.
+// It runs some 1,000 steps, half as many under the race detector, times
+// MOGILE_TEST_SCALE.
 func TestModel(t *testing.T) {
 	t.Parallel()
 	const steps = 100
-	for name, value := range map[string]string{"rapid.checks": strconv.Itoa(scale(12) / modelLanes), "rapid.steps": strconv.Itoa(steps), "rapid.shrinktime": "60s", "rapid.nofailfile": "true"} {
+	for name, value := range map[string]string{"rapid.checks": strconv.Itoa(scale(modelChecks()) / modelLanes), "rapid.steps": strconv.Itoa(steps), "rapid.shrinktime": "60s", "rapid.nofailfile": "true"} {
 		if err := flag.Set(name, value); err != nil {
 			t.Fatal(err)
 		}
@@ -57,6 +58,15 @@ func TestModel(t *testing.T) {
 }
 
 const modelLanes = 3
+
+// modelChecks is how many worlds there are: fewer under the race detector,
+// which makes everything several times slower.
+func modelChecks() int {
+	if raceEnabled {
+		return 6
+	}
+	return 12
+}
 
 func modelLane(t *testing.T, lane int) {
 	var ips []string

@@ -11,6 +11,7 @@ import (
 // TestZones stores files under policies that name zones, moves a class from one
 // policy to another, and starts no tracker in a network that is in no zone.
 func TestZones(t *testing.T) {
+	scenario(t)
 	c := StartCluster(t, Spec{Hosts: 4, Devices: 1, Key: true})
 	c.Do("set_server_setting", "key=zone_near", "value=127.0.0.1 127.0.0.2")
 	c.Do("set_server_setting", "key=zone_far", "value=127.0.0.3, 127.0.0.4/32")

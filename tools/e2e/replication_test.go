@@ -16,6 +16,7 @@ import (
 // wants it when its upload is answered, and its bytes have crossed the network
 // once for each copy, none of them through a tracker.
 func TestDirectCopies(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Key: true})
 	const files, size = 60, 200_000
@@ -49,6 +50,7 @@ func TestDirectCopies(t *testing.T) {
 // cluster with a key and in one without: a file in a class of more copies gets
 // them from the one that is sound.
 func TestRottenSources(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	for _, key := range []bool{true, false} {
 		t.Run(fmt.Sprintf("key %v", key), func(t *testing.T) {

@@ -75,6 +75,7 @@ func (c *Cluster) trash() (names []string) {
 // TestStrays: what lies on devices without a row is listed exactly, moves to the
 // trash when it may, and nothing that belongs to a file goes with it.
 func TestStrays(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	for _, engine := range []string{"sqlite", "postgres"} {
 		t.Run(engine, func(t *testing.T) {
