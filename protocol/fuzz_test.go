@@ -154,6 +154,9 @@ func FuzzParsePath(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
+		if dev, fid, err := protocol.ParseShardPath(s); err == nil && (fid.ShardPath(dev) != strings.TrimLeft(s, "/") || dev == 0 || fid == 0) {
+			t.Fatalf("%q is a shard on dev%d, fid %d", s, dev, fid)
+		}
 		dev, fid, err := protocol.ParsePath(s)
 		if err != nil {
 			if !errors.Is(err, protocol.ErrNotFIDPath) {

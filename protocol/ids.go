@@ -36,6 +36,23 @@ func (f FID) Path(dev DevID) string {
 
 // AppendPath appends f's [FID.Path] on dev to dst.
 func (f FID) AppendPath(dst []byte, dev DevID) []byte {
+	return append(f.appendStem(dst, dev), rawSuffix...)
+}
+
+// ShardPath is where a shard of f lives below a docroot, beside where a copy
+// would: FID(1234567).ShardPath(7) is "dev7/0/001/234/0001234567.ec".
+func (f FID) ShardPath(dev DevID) string {
+	return string(append(f.appendStem(make([]byte, 0, 40), dev), shardSuffix...))
+}
+
+// The ends of the names of copies and of shards.
+const (
+	rawSuffix   = ".fid"
+	shardSuffix = ".ec"
+)
+
+// appendStem appends a path without the end of its name.
+func (f FID) appendStem(dst []byte, dev DevID) []byte {
 	dst = append(dst, "dev"...)
 	dst = strconv.AppendUint(dst, uint64(dev), 10)
 	var buf [20]byte
@@ -51,8 +68,7 @@ func (f FID) AppendPath(dst []byte, dev DevID) []byte {
 	dst = append(dst, '/')
 	dst = append(dst, p[4:7]...)
 	dst = append(dst, '/')
-	dst = append(dst, p...)
-	return append(dst, ".fid"...)
+	return append(dst, p...)
 }
 
 // String is f in decimal.
@@ -68,13 +84,22 @@ var ErrNotFIDPath = errors.New("not the path of a file on a device")
 // nothing but the one spelling that Path gives: other paths are answered by an
 // error matching [ErrNotFIDPath].
 func ParsePath(path string) (DevID, FID, error) {
+	return parsePath(path, rawSuffix)
+}
+
+// ParseShardPath is the inverse of [FID.ShardPath], as ParsePath is of Path.
+func ParseShardPath(path string) (DevID, FID, error) {
+	return parsePath(path, shardSuffix)
+}
+
+func parsePath(path, suffix string) (DevID, FID, error) {
 	p := strings.TrimLeft(path, "/")
 	dev, rest, ok := CutDevice(p)
 	if !ok {
 		return 0, 0, fmt.Errorf("%q: %w", path, ErrNotFIDPath)
 	}
 	name := rest[strings.LastIndexByte(rest, '/')+1:]
-	digits, isFID := strings.CutSuffix(name, ".fid")
+	digits, isFID := strings.CutSuffix(name, suffix)
 	if !isFID || len(digits) < fidDigits || len(digits) > 20 {
 		return 0, 0, fmt.Errorf("%q: %w", path, ErrNotFIDPath)
 	}
@@ -83,7 +108,7 @@ func ParsePath(path string) (DevID, FID, error) {
 		return 0, 0, fmt.Errorf("%q: %w", path, ErrNotFIDPath)
 	}
 	fid := FID(n)
-	if fid.Path(dev) != p {
+	if stem, _ := strings.CutSuffix(p, suffix); string(fid.appendStem(make([]byte, 0, 40), dev)) != stem {
 		return 0, 0, fmt.Errorf("%q: %w", path, ErrNotFIDPath)
 	}
 	return dev, fid, nil

@@ -3,6 +3,7 @@ package protocol_test
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -33,6 +34,16 @@ func TestFIDPath(t *testing.T) {
 			dev, got, err := protocol.ParsePath(slashes + want)
 			if err != nil || dev != 1 || got != fid {
 				t.Errorf("%q: dev%d, fid %d, %v", slashes+want, dev, got, err)
+			}
+			if _, _, err := protocol.ParseShardPath(slashes + want); !errors.Is(err, protocol.ErrNotFIDPath) {
+				t.Errorf("%q is taken for a shard's: %v", slashes+want, err)
+			}
+			shard := strings.TrimSuffix(want, ".fid") + ".ec"
+			if got := fid.ShardPath(1); got != shard {
+				t.Errorf("shard of fid %d: %q, want %q", fid, got, shard)
+			}
+			if dev, got, err := protocol.ParseShardPath(slashes + shard); err != nil || dev != 1 || got != fid {
+				t.Errorf("%q: dev%d, fid %d, %v", slashes+shard, dev, got, err)
 			}
 		}
 	}
@@ -81,6 +92,10 @@ func TestPathRoundTrip(t *testing.T) {
 		gotDev, gotFID, err := protocol.ParsePath(fid.Path(dev))
 		if err != nil || gotDev != dev || gotFID != fid {
 			t.Fatalf("%s: dev%d, fid %d, %v", fid.Path(dev), gotDev, gotFID, err)
+		}
+		gotDev, gotFID, err = protocol.ParseShardPath(fid.ShardPath(dev))
+		if err != nil || gotDev != dev || gotFID != fid {
+			t.Fatalf("%s: dev%d, fid %d, %v", fid.ShardPath(dev), gotDev, gotFID, err)
 		}
 	})
 }
