@@ -16,8 +16,9 @@ import (
 
 // What an order to a storage daemon may be.
 const (
-	// MaxOrder bounds an order, signature included, in bytes.
-	MaxOrder = 16 << 10
+	// MaxOrder bounds an order, signature included, in bytes. The longest say where
+	// ten thousand devices are.
+	MaxOrder = 512 << 10
 	// MaxOrderArgs bounds its arguments.
 	MaxOrderArgs = 64
 	// MaxClockSkew is how far the clocks of who orders and who obeys may be
@@ -131,7 +132,7 @@ func ParseOrder(body []byte) (SignedOrder, error) {
 		return bad(fmt.Sprintf("the order is longer than %d bytes", MaxOrder))
 	}
 	end := bytes.IndexByte(body, '\n') + 1
-	words := strings.Split(string(body[:max(end-1, 0)]), " ")
+	words := strings.SplitN(string(body[:max(end-1, 0)]), " ", 8)
 	if len(words) < 2 || words[0] != orderForm {
 		return bad("this is not an order")
 	}
