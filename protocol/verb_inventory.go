@@ -20,27 +20,36 @@ const (
 	MaxTrashed = 200
 )
 
-// StoredFile is a file on a device as it was found there.
+// StoredFile is a file on a device as it was found there: a copy, or a shard.
 type StoredFile struct {
 	FID     FID
 	Size    int64 // bytes
 	ModTime time.Time
+	Shard   bool
 }
 
+// shardMark is behind what is said of a shard.
+const shardMark = ":ec"
+
 // String is the form of a file in orders and answers: fid, size and time in ns
-// since 1970, separated by colons.
+// since 1970, separated by colons, and ":ec" behind those of a shard.
 func (f StoredFile) String() string {
-	return fmt.Sprintf("%d:%d:%d", f.FID, f.Size, f.ModTime.UnixNano())
+	text := fmt.Sprintf("%d:%d:%d", f.FID, f.Size, f.ModTime.UnixNano())
+	if f.Shard {
+		text += shardMark
+	}
+	return text
 }
 
 // ParseStoredFile reads what [StoredFile.String] writes, and nothing else.
 func ParseStoredFile(text string) (StoredFile, error) {
-	fid, rest, _ := strings.Cut(text, ":")
+	fields, shard := strings.CutSuffix(text, shardMark)
+	fid, rest, _ := strings.Cut(fields, ":")
 	size, ns, _ := strings.Cut(rest, ":")
 	n, err1 := strconv.ParseUint(fid, 10, 63)
 	length, err2 := strconv.ParseInt(size, 10, 64)
 	at, err3 := strconv.ParseInt(ns, 10, 64)
-	f := StoredFile{FID: FID(n), Size: length, ModTime: time.Unix(0, at)}
+	f := StoredFile{FID: FID(n), Size: length, ModTime: time.Unix(0, at), Shard: shard}
 	if err1 != nil || err2 != nil || err3 != nil || n == 0 || length < 0 || f.String() != text {
 		return StoredFile{}, fmt.Errorf("file %.80q: %w", text, ErrBadReply)
 	}
@@ -50,15 +59,19 @@ func ParseStoredFile(text string) (StoredFile, error) {
 // ListOrder asks for the files on a device that have the names of fids, of which
 // each is a line "file" of the answer. [Listing] is the rest of it.
 type ListOrder struct {
-	Dev   DevID
-	After string // [Listing].Next of the answer before; empty at the beginning
-	Limit int    // 1 to MaxListed
+	Dev    DevID
+	After  string // [Listing].Next of the answer before; empty at the beginning
+	Limit  int    // 1 to MaxListed
+	Shards bool   // shards are wanted, too; else they are Foreign
 }
 
 // Args are the arguments of the order.
 func (l ListOrder) Args() Args {
 	a := Args{{"after", l.After}, {"devid", l.Dev.String()}}
 	a.AddInt("limit", int64(l.Limit))
+	if l.Shards {
+		a.Add("shards", "1")
+	}
 	return a
 }
 
@@ -79,7 +92,7 @@ func ParseListOrder(a Args) (ListOrder, error) {
 		return ListOrder{}, err
 	}
 	limit, err := orderNumber(a, "limit", 1, MaxListed)
-	return ListOrder{Dev: DevID(dev), After: a.Get("after"), Limit: int(limit)}, err
+	return ListOrder{Dev: DevID(dev), After: a.Get("after"), Limit: int(limit), Shards: a.True("shards")}, err
 }
 
 // Listing is the answer to a [ListOrder].
@@ -117,7 +130,8 @@ func ParseListing(a Args) (Listing, error) {
 }
 
 // TrashOrder has files moved to the device's trash. A file that is given with
-// its size and time stays where it has another one; a bare fid goes in any case.
+// its size and time stays where it has another one. Of a bare fid everything goes
+// that the device has of it, its copy and its shard.
 type TrashOrder struct {
 	Dev   DevID
 	Files []StoredFile // 1 to MaxTrashed; with a zero ModTime it is bare
@@ -164,22 +178,27 @@ const (
 )
 
 // TrashResult is a line of the answer to a [TrashOrder]; there is one for each
-// file.
+// file, in the order of these.
 type TrashResult struct {
-	FID  FID
-	What string // Trashed, TrashMissing, TrashChanged or TrashFailed
-	To   string // where it is now, below the device's folder; why, where it failed
+	FID   FID
+	What  string // Trashed, TrashMissing, TrashChanged or TrashFailed
+	To    string // where it is now, below the device's folder; why, where it failed. With a comma between two
+	Shard bool   // a shard was named
 }
 
 // Args are the fields of the line.
 func (r TrashResult) Args() Args {
-	return Args{{"fid", r.FID.String()}, {"result", r.What}, {"to", r.To}}
+	a := Args{{"fid", r.FID.String()}, {"result", r.What}, {"to", r.To}}
+	if r.Shard {
+		a.Add("shard", "1")
+	}
+	return a
 }
 
 // ParseTrashResult reads the fields of a line. Its errors match ErrBadReply.
 func ParseTrashResult(a Args) (TrashResult, error) {
 	fid, err := strconv.ParseUint(a.Get("fid"), 10, 63)
-	r := TrashResult{FID: FID(fid), What: a.Get("result"), To: a.Get("to")}
+	r := TrashResult{FID: FID(fid), What: a.Get("result"), To: a.Get("to"), Shard: a.True("shard")}
 	if err != nil || fid == 0 || r.What == "" {
 		return TrashResult{}, fmt.Errorf("result of trashing a file: %w", ErrBadReply)
 	}

@@ -15,26 +15,32 @@ func TestInventoryOrders(t *testing.T) {
 	t.Parallel()
 	at := time.Unix(1_700_000_000, 123_456_789)
 	list := protocol.ListOrder{Dev: 7, After: "0000001.42", Limit: 500}
-	if got, err := protocol.ParseListOrder(list.Args()); err != nil || got != list {
-		t.Errorf("%+v, %v", got, err)
+	for range 2 {
+		if got, err := protocol.ParseListOrder(list.Args()); err != nil || got != list {
+			t.Errorf("%+v, %v", got, err)
+		}
+		list.Shards = true
 	}
 	end := protocol.Listing{Next: "0000001.42", Foreign: 3, Unreadable: 1, Now: at.Truncate(time.Millisecond), Cluster: "c", UUID: "u"}
 	got, err := protocol.ParseListing(end.Args())
 	if diff := cmp.Diff(end, got); err != nil || diff != "" {
 		t.Errorf("%v\n%s", err, diff)
 	}
-	trash := protocol.TrashOrder{Dev: 7, Files: []protocol.StoredFile{{FID: 1, Size: 0, ModTime: at}, {FID: protocol.MaxFID}, {FID: 3, Size: 9, ModTime: time.Unix(0, -1)}}}
+	trash := protocol.TrashOrder{Dev: 7, Files: []protocol.StoredFile{{FID: 1, Size: 0, ModTime: at}, {FID: protocol.MaxFID}, {FID: 3, Size: 9, ModTime: time.Unix(0, -1), Shard: true}}}
 	gotTrash, err := protocol.ParseTrashOrder(trash.Args())
 	if diff := cmp.Diff(trash, gotTrash); err != nil || diff != "" {
 		t.Errorf("%v\n%s", err, diff)
 	}
 	result := protocol.TrashResult{FID: 42, What: protocol.Trashed, To: ".mogile/trash/1699999200/0000000042.fid"}
-	if got, err := protocol.ParseTrashResult(result.Args()); err != nil || got != result {
-		t.Errorf("%+v, %v", got, err)
+	for range 2 {
+		if got, err := protocol.ParseTrashResult(result.Args()); err != nil || got != result {
+			t.Errorf("%+v, %v", got, err)
+		}
+		result.Shard = true
 	}
 	full := protocol.TrashOrder{Dev: protocol.MaxDevID}
 	for range protocol.MaxTrashed {
-		full.Files = append(full.Files, protocol.StoredFile{FID: protocol.MaxFID, Size: 1<<63 - 1, ModTime: time.Unix(1<<33, 0)})
+		full.Files = append(full.Files, protocol.StoredFile{FID: protocol.MaxFID, Size: 1<<63 - 1, ModTime: time.Unix(1<<33, 0), Shard: true})
 	}
 	if o := protocol.NewOrder(protocol.VerbTrash, at, time.Minute, full.Args()).Sign([]byte("key")); len(o) > protocol.MaxOrder {
 		t.Errorf("the largest order has %d bytes", len(o))
@@ -44,7 +50,7 @@ func TestInventoryOrders(t *testing.T) {
 			t.Errorf("list %q: %v", q, err)
 		}
 	}
-	for _, q := range []string{"", "devid=1", "devid=1&files=", "devid=1&files=0", "devid=1&files=1:2", "devid=1&files=1:-1:0", "devid=1&files=1,", "devid=1&files=01:1:1",
+	for _, q := range []string{"", "devid=1", "devid=1&files=", "devid=1&files=0", "devid=1&files=1:2", "devid=1&files=1:-1:0", "devid=1&files=1,", "devid=1&files=01:1:1", "devid=1&files=1:ec", "devid=1&files=1:1:1:", "devid=1&files=1:1:1:ec:ec",
 		"devid=1&files=" + strings.Repeat("1,", protocol.MaxTrashed) + "1"} {
 		if _, err := protocol.ParseTrashOrder(protocol.ParseArgs(q)); !errors.Is(err, protocol.ErrBadOrder) {
 			t.Errorf("trash %q: %v", q, err)
@@ -63,7 +69,7 @@ func TestInventoryOrders(t *testing.T) {
 }
 
 func FuzzParseStoredFile(f *testing.F) {
-	for _, s := range []string{"1:0:0", "9223372036854775807:1:-1", "42:11:1700000000123456789", "1", ""} {
+	for _, s := range []string{"1:0:0", "9223372036854775807:1:-1", "42:11:1700000000123456789", "42:11:1700000000123456789:ec", "1", "1:ec", ""} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {

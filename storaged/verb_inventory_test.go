@@ -32,7 +32,7 @@ func (d *daemon) inventory(verb string, args protocol.Args) (items []protocol.Ar
 func (d *daemon) listAll(dev protocol.DevID, limit int) (files []protocol.StoredFile, last protocol.Listing) {
 	d.t.Helper()
 	for {
-		items, end := d.inventory(protocol.VerbList, protocol.ListOrder{Dev: dev, After: last.Next, Limit: limit}.Args())
+		items, end := d.inventory(protocol.VerbList, protocol.ListOrder{Dev: dev, After: last.Next, Limit: limit, Shards: true}.Args())
 		if end.Kind != protocol.AnswerOK {
 			d.t.Fatalf("list: %v", end.Err)
 		}
@@ -105,6 +105,38 @@ func TestListAndTrash(t *testing.T) {
 	if n := metric(t, d, "mogile_storaged_trashed_files_total"); n != 2 {
 		t.Errorf("%v files counted", n)
 	}
+
+	// Shards are told from copies; a bare fid has both.
+	for _, fid := range []protocol.FID{2, 8} {
+		name := filepath.Join(d.docroot, fid.ShardPath(1))
+		if err := os.WriteFile(name, []byte("shard"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	files, _ = d.listAll(1, 1)
+	if fmt.Sprint(files[0].FID, files[0].Shard, files[1].FID, files[1].Shard, files[2].FID, files[2].Shard) != "2 false 2 true 8 true" || len(files) != 4 {
+		t.Fatalf("listed %v", files)
+	}
+	items, end = d.inventory(protocol.VerbList, protocol.ListOrder{Dev: 1, Limit: 10}.Args())
+	if l, err := protocol.ParseListing(end.Fields); err != nil || len(items) != 2 || l.Foreign != 3 {
+		t.Errorf("a tracker that knows of no shards is told %v, %+v, %v", items, l, err)
+	}
+	files[2].Size++
+	items, _ = d.inventory(protocol.VerbTrash, protocol.TrashOrder{Dev: 1, Files: []protocol.StoredFile{{FID: 2}, files[2], {FID: 9}}}.Args())
+	got = got[:0]
+	for _, i := range items {
+		r, err := protocol.ParseTrashResult(i)
+		got = append(got, fmt.Sprint(r.FID, r.What, r.Shard, strings.Count(r.To, "trash/"), err))
+	}
+	if want := "2trashedfalse 2 <nil>, 8changedtrue 0 <nil>, 9missingfalse 0 <nil>"; strings.Join(got, ", ") != want {
+		t.Errorf("%s, want %s", strings.Join(got, ", "), want)
+	}
+	files[2].Size--
+	items, _ = d.inventory(protocol.VerbTrash, protocol.TrashOrder{Dev: 1, Files: files[2:3]}.Args())
+	if r, err := protocol.ParseTrashResult(items[0]); err != nil || r.What != protocol.Trashed || !r.Shard || !strings.HasSuffix(r.To, "/0000000008.ec") {
+		t.Errorf("%+v, %v", r, err)
+	}
+
 	for _, tt := range []struct {
 		verb string
 		args protocol.Args

@@ -71,6 +71,10 @@ func (s *inventory) list(ctx context.Context, o protocol.Order, to *orderer) (pr
 		return nil, orderErr(err)
 	}
 	for _, f := range page.Files {
+		if f.Shard && !l.Shards { // of a tracker that knows of none
+			page.Foreign++
+			continue
+		}
 		if err := to.item(protocol.Args{{Name: "file", Value: protocol.StoredFile(f).String()}}); err != nil {
 			return nil, err
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,27 +26,9 @@ func (s *inventory) trash(ctx context.Context, o protocol.Order, to *orderer) (p
 		return nil, err
 	}
 	for i, f := range order.Files {
-		as := (*volume.RawFile)(&f)
-		if f.ModTime.IsZero() {
-			as = nil
-		}
-		result := protocol.TrashResult{FID: f.FID, What: protocol.Trashed}
-		result.To, err = v.Trash(ctx, f.FID, as)
-		switch {
-		case err == nil:
-			s.meter.trashed.Inc()
-			s.log.Info().Uint64("fid", uint64(f.FID)).Uint32("devid", uint32(order.Dev)).Str("to", result.To).Msg("file moved to the trash")
-		case ctx.Err() != nil:
-			return nil, context.Cause(ctx)
-		case errors.Is(err, volume.ErrSick), errors.Is(err, volume.ErrNoDevice), errors.Is(err, volume.ErrFlush):
-			return nil, orderErr(err)
-		case errors.Is(err, fs.ErrNotExist):
-			result.What, result.To = protocol.TrashMissing, ""
-		case errors.Is(err, volume.ErrChanged):
-			result.What, result.To = protocol.TrashChanged, ""
-		default:
-			result.What, result.To = protocol.TrashFailed, err.Error()
-			s.log.Warn().Err(err).Uint64("fid", uint64(f.FID)).Uint32("devid", uint32(order.Dev)).Msg("file could not be moved to the trash")
+		result, err := s.trashFile(ctx, v, f)
+		if err != nil {
+			return nil, err
 		}
 		if err := to.item(result.Args()); err != nil {
 			return nil, err
@@ -53,6 +36,42 @@ func (s *inventory) trash(ctx context.Context, o protocol.Order, to *orderer) (p
 		to.progress(int64(i + 1))
 	}
 	return nil, nil
+}
+
+// trashFile moves one file, or both that a bare fid may have. Its errors are of
+// the disk: nothing can be said of this file, nor done with the rest.
+func (s *inventory) trashFile(ctx context.Context, v *volume.Volume, f protocol.StoredFile) (protocol.TrashResult, error) {
+	result := protocol.TrashResult{FID: f.FID, What: protocol.TrashMissing, Shard: f.Shard}
+	as, kinds := (*volume.RawFile)(&f), []bool{f.Shard}
+	if f.ModTime.IsZero() {
+		as, kinds = nil, []bool{false, true}
+	}
+	var where []string
+	for _, shard := range kinds {
+		to, err := v.Trash(ctx, f.FID, shard, as)
+		log := s.log.With().Uint64("fid", uint64(f.FID)).Uint32("devid", uint32(v.ID())).Logger()
+		switch {
+		case err == nil:
+			s.meter.trashed.Inc()
+			log.Info().Str("to", to).Msg("file moved to the trash")
+			if where = append(where, to); result.What == protocol.TrashMissing {
+				result.What = protocol.Trashed
+			}
+		case ctx.Err() != nil:
+			return result, context.Cause(ctx)
+		case errors.Is(err, volume.ErrSick), errors.Is(err, volume.ErrNoDevice), errors.Is(err, volume.ErrFlush):
+			return result, orderErr(err)
+		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, volume.ErrChanged):
+			result.What = protocol.TrashChanged
+		default:
+			result.What = protocol.TrashFailed
+			where = append(where, err.Error())
+			log.Warn().Err(err).Msg("file could not be moved to the trash")
+		}
+	}
+	result.To = strings.Join(where, ",")
+	return result, nil
 }
 
 const (

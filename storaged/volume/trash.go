@@ -26,27 +26,32 @@ const (
 	TrashKept = 7 * 24 * time.Hour
 
 	trashHour = time.Hour
-	// maxNamesakes bounds the files of one fid that are trashed in one hour.
+	// maxNamesakes bounds the copies of one fid that are trashed in one hour, and
+	// its shards.
 	maxNamesakes = 100
 )
 
 // ErrChanged: the file is not the one that was meant.
 var ErrChanged = errors.New("the file has changed")
 
-// name is that of a fid's file.
-func (v *Volume) name(fid protocol.FID) string {
-	_, name, _ := strings.Cut(fid.Path(v.id), "/")
+// name is that of a fid's copy or shard.
+func (v *Volume) name(fid protocol.FID, shard bool) string {
+	path := fid.Path(v.id)
+	if shard {
+		path = fid.ShardPath(v.id)
+	}
+	_, name, _ := strings.Cut(path, "/")
 	return name
 }
 
-// Trash moves a fid's file to the device's trash, where it is kept for
-// TrashKept, and returns its name there, below the device's folder. Where as is
-// not nil only a file of that length and time is moved; ErrChanged says that it
-// is another. fs.ErrNotExist says that there is none. When it returns nil, the
-// new name is on disk and the old one is gone for good; whatever happens on the
-// way, the file has one of them.
-func (v *Volume) Trash(ctx context.Context, fid protocol.FID, as *RawFile) (string, error) {
-	name := v.name(fid)
+// Trash moves a fid's copy, or its shard, to the device's trash, where it is
+// kept for TrashKept, and returns its name there, below the device's folder.
+// Where as is not nil only a file of that length and time is moved; ErrChanged
+// says that it is another. fs.ErrNotExist says that there is none. When it
+// returns nil, the new name is on disk and the old one is gone for good; whatever
+// happens on the way, the file has one of them.
+func (v *Volume) Trash(ctx context.Context, fid protocol.FID, shard bool, as *RawFile) (string, error) {
+	name := v.name(fid, shard)
 	if err := v.writable(ctx); err != nil {
 		return "", wrap("trash", v.id, name, err)
 	}
@@ -124,7 +129,8 @@ func trashName(name string, n int) string {
 	if n == 1 {
 		return base
 	}
-	return strings.TrimSuffix(base, ".fid") + "." + strconv.Itoa(n) + ".fid"
+	suffix := path.Ext(base)
+	return strings.TrimSuffix(base, suffix) + "." + strconv.Itoa(n) + suffix
 }
 
 // moveTo gives the open file h, which is name, the name to: beside the old one

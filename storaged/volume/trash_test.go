@@ -43,7 +43,7 @@ func TestTrash(t *testing.T) {
 				for _, other := range []volume.RawFile{
 					{FID: 42, Size: as.Size + 1, ModTime: as.ModTime}, {FID: 42, Size: as.Size, ModTime: as.ModTime.Add(1)},
 				} {
-					if _, err := v.Trash(ctx, 42, &other); !errors.Is(err, volume.ErrChanged) {
+					if _, err := v.Trash(ctx, 42, false, &other); !errors.Is(err, volume.ErrChanged) {
 						t.Errorf("another file: %v", err)
 					}
 				}
@@ -51,7 +51,7 @@ func TestTrash(t *testing.T) {
 				if i == 1 {
 					p = nil
 				}
-				if to, err := v.Trash(ctx, 42, p); err != nil || to != want {
+				if to, err := v.Trash(ctx, 42, false, p); err != nil || to != want {
 					t.Errorf("trashed as %q, %v, want %q", to, err, want)
 				}
 				if got, err := disk.ReadFile("/docroot/dev1/" + want); err != nil || string(got) != fmt.Sprintf("content %d", i) {
@@ -60,16 +60,22 @@ func TestTrash(t *testing.T) {
 				if _, err := v.Stat(ctx, name); !errors.Is(err, fs.ErrNotExist) {
 					t.Errorf("its old name: %v", err)
 				}
-				if _, err := v.Trash(ctx, 42, nil); !errors.Is(err, fs.ErrNotExist) {
+				if _, err := v.Trash(ctx, 42, false, nil); !errors.Is(err, fs.ErrNotExist) {
 					t.Errorf("a missing file: %v", err)
 				}
 			}
 			if p, err := v.Walk(ctx, volume.Position{}, 10, time.Hour); err != nil || len(p.Files) != 0 || p.Foreign != 0 {
 				t.Errorf("a walk finds %+v, %v", p, err)
 			}
+			for i, want := range []string{".mogile/trash/1699999200/0000000042.ec", ".mogile/trash/1699999200/0000000042.2.ec"} {
+				mustPut(t, v, shardName(42), fmt.Appendf(nil, "shard %d", i))
+				if to, err := v.Trash(ctx, 42, true, nil); err != nil || to != want {
+					t.Errorf("trashed as %q, %v, want %q", to, err, want)
+				}
+			}
 			now = now.Add(time.Hour)
 			mustPut(t, v, name, []byte("later"))
-			if _, err := v.Trash(ctx, 42, nil); err != nil {
+			if _, err := v.Trash(ctx, 42, false, nil); err != nil {
 				t.Error(err)
 			}
 			if err := disk.MkdirAll("/docroot/dev1/.mogile/trash/keep me"); err != nil {
@@ -79,9 +85,9 @@ func TestTrash(t *testing.T) {
 				at   time.Duration
 				want volume.Emptied
 			}{
-				{0, volume.Emptied{Kept: 4}},
-				{volume.TrashKept, volume.Emptied{Kept: 4}},
-				{volume.TrashKept + time.Hour - 800*time.Second, volume.Emptied{Files: 3, Kept: 1}},
+				{0, volume.Emptied{Kept: 6}},
+				{volume.TrashKept, volume.Emptied{Kept: 6}},
+				{volume.TrashKept + time.Hour - 800*time.Second, volume.Emptied{Files: 5, Kept: 1}},
 				{0, volume.Emptied{Kept: 1}},
 				{volume.TrashKept + 2*time.Hour, volume.Emptied{Files: 1}},
 				{volume.TrashKept + 2*time.Hour, volume.Emptied{}},
@@ -110,7 +116,7 @@ func TestTrashWithoutLinks(t *testing.T) {
 		disk.Inject(simdisk.Fault{Ops: []simdisk.Op{simdisk.OpLink}, Err: refusal})
 		for i := range 2 {
 			mustPut(t, v, nameOfFID(42), fmt.Appendf(nil, "content %d", i))
-			to, err := v.Trash(t.Context(), 42, nil)
+			to, err := v.Trash(t.Context(), 42, false, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -161,7 +167,7 @@ func trashCrashes(t *testing.T, disk *simdisk.Disk, seed uint64) {
 	go func() {
 		defer close(done)
 		for fid := protocol.FID(1); fid <= 8; fid++ {
-			_, err := v.Trash(context.Background(), fid*700, nil)
+			_, err := v.Trash(context.Background(), fid*700, false, nil)
 			trashed[fid] = err == nil
 		}
 	}()

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,36 +17,50 @@ import (
 	"github.com/mogile/mogile/protocol"
 )
 
-// RawFile is a file of a device that has the name of a fid.
+// RawFile is a file of a device that has the name of a fid: a copy of it, or a
+// shard.
 type RawFile struct {
 	FID     protocol.FID
 	Size    int64 // bytes
 	ModTime time.Time
+	Shard   bool
 }
 
 // Position is a place in a walk over a device's files: behind all files of the
-// folders before Dir, and behind those of Dir with fids up to FID. The zero value
-// is the beginning.
+// folders before Dir, and behind those of Dir with fids up to FID, or with Copy
+// set in front of FID's shard. The zero value is the beginning.
 //
 // A fid's folder is the first seven digits of its padded number, so that the
-// order is that of the fids as long as they have ten digits at most.
+// order is that of the fids as long as they have ten digits at most. Of one fid
+// the copy comes before the shard.
 type Position struct {
-	Dir int // 0 to 10,000,000, the end
-	FID protocol.FID
+	Dir  int // 0 to 10,000,000, the end
+	FID  protocol.FID
+	Copy bool
 }
 
 // allDirs is how many folders of files a device can have.
 const allDirs = 10_000_000
 
-// String is the folder's seven digits, a dot and the fid.
-func (p Position) String() string { return fmt.Sprintf("%07d.%d", p.Dir, p.FID) }
+// String is the folder's seven digits, a dot and the fid, and ".fid" behind its
+// copy.
+func (p Position) String() string {
+	text := fmt.Sprintf("%07d.%d", p.Dir, p.FID)
+	if p.Copy {
+		text += copyMark
+	}
+	return text
+}
+
+const copyMark = ".fid"
 
 // ParsePosition reads what [Position.String] writes, and nothing else.
 func ParsePosition(text string) (Position, error) {
-	dir, fid, _ := strings.Cut(text, ".")
+	place, isCopy := strings.CutSuffix(text, copyMark)
+	dir, fid, _ := strings.Cut(place, ".")
 	d, err1 := strconv.ParseUint(dir, 10, 32)
 	f, err2 := strconv.ParseUint(fid, 10, 63)
-	p := Position{Dir: int(d), FID: protocol.FID(f)}
+	p := Position{Dir: int(d), FID: protocol.FID(f), Copy: isCopy}
 	if err1 != nil || err2 != nil || d > allDirs || p.String() != text {
 		return Position{}, fmt.Errorf("position %.40q: not understood", text)
 	}
@@ -132,37 +147,37 @@ func (w *walk) level(ctx context.Context, name string, first, size int) error {
 // leaf walks through a folder of files.
 func (w *walk) leaf(ctx context.Context, name string, dir int) error {
 	want := w.limit - len(w.page.Files)
-	var after protocol.FID
+	var after named
 	if w.page.Next.Dir == dir {
-		after = w.page.Next.FID
+		after = named{w.page.Next.FID, !w.page.Next.Copy}
 	}
-	var fids []protocol.FID // the lowest of those that may be wanted
+	var found []named // the first of those that may be wanted
 	more := false
 	shorten := func() {
-		slices.Sort(fids)
-		if len(fids) > want {
-			fids, more = fids[:want], true
+		slices.SortFunc(found, named.compare)
+		if len(found) > want {
+			found, more = found[:want], true
 		}
 	}
 	prefix := "dev" + w.v.id.String() + "/" + name + "/"
 	err := w.list(ctx, name, w.begins(dir), func(entry string) bool {
-		_, fid, err := protocol.ParsePath(prefix + entry)
-		if err == nil && fid > after {
-			if fids = append(fids, fid); len(fids) == 2*want+dirChunk {
+		file, ok := parseNamed(prefix + entry)
+		if ok && file.compare(after) > 0 {
+			if found = append(found, file); len(found) == 2*want+dirChunk {
 				shorten()
 			}
 		}
-		return err == nil
+		return ok
 	})
 	if err != nil {
 		return err
 	}
 	shorten()
-	for _, fid := range fids {
-		info, err := w.v.Stat(ctx, strings.TrimPrefix(fid.Path(w.v.id), "dev"+w.v.id.String()+"/"))
+	for _, file := range found {
+		info, err := w.v.Stat(ctx, w.v.name(file.fid, file.shard))
 		switch {
 		case err == nil:
-			w.page.Files = append(w.page.Files, RawFile{FID: fid, Size: info.Size, ModTime: info.ModTime})
+			w.page.Files = append(w.page.Files, RawFile{FID: file.fid, Size: info.Size, ModTime: info.ModTime, Shard: file.shard})
 		case errors.Is(err, fs.ErrNotExist): // it went
 		case errors.Is(err, ErrIsDir):
 			w.page.Foreign++
@@ -171,7 +186,7 @@ func (w *walk) leaf(ctx context.Context, name string, dir int) error {
 		default:
 			return err
 		}
-		w.page.Next = Position{Dir: dir, FID: fid}
+		w.page.Next = Position{Dir: dir, FID: file.fid, Copy: !file.shard}
 		if time.Now().After(w.until) {
 			return errEnough
 		}
@@ -180,6 +195,34 @@ func (w *walk) leaf(ctx context.Context, name string, dir int) error {
 		return errEnough
 	}
 	return w.pass(dir + 1)
+}
+
+// named is a file by its name.
+type named struct {
+	fid   protocol.FID
+	shard bool
+}
+
+// parseNamed reads the path of a file, device included.
+func parseNamed(path string) (named, bool) {
+	_, fid, err := protocol.ParsePath(path)
+	if err == nil {
+		return named{fid, false}, true
+	}
+	_, fid, err = protocol.ParseShardPath(path)
+	return named{fid, true}, err == nil
+}
+
+// compare is the order of a walk.
+func (n named) compare(m named) int {
+	switch c := cmp.Compare(n.fid, m.fid); {
+	case c != 0 || n.shard == m.shard:
+		return c
+	case n.shard:
+		return 1
+	default:
+		return -1
+	}
 }
 
 // begins reports whether a folder, whose first folder of files is number first,

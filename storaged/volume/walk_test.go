@@ -26,6 +26,9 @@ import (
 // nameOfFID is where a fid's file is on dev1, below its folder.
 func nameOfFID(fid protocol.FID) string { return fid.Path(1)[len("dev1/"):] }
 
+// shardName is where a fid's shard is.
+func shardName(fid protocol.FID) string { return fid.ShardPath(1)[len("dev1/"):] }
+
 // walkAll walks over a whole volume, page by page.
 func walkAll(t *testing.T, v *volume.Volume, limit int, budget time.Duration) (all volume.Page, pages int) {
 	t.Helper()
@@ -73,13 +76,25 @@ func TestWalk(t *testing.T) {
 	for _, fid := range fids {
 		mustPut(t, v, nameOfFID(fid), make([]byte, fid%100))
 	}
-	if _, err := v.Trash(t.Context(), 999, nil); err != nil {
+	shards := map[protocol.FID]bool{} // true where there is a copy, too
+	for _, fid := range fids {
+		if fid%3 == 0 {
+			mustPut(t, v, shardName(fid), make([]byte, fid%100))
+			shards[fid] = true
+		}
+	}
+	for _, fid := range []protocol.FID{3, 7000, protocol.MaxFID - 1} {
+		mustPut(t, v, shardName(fid), nil)
+		shards[fid] = slices.Contains(fids, fid)
+	}
+	if _, err := v.Trash(t.Context(), 999, false, nil); err != nil {
 		t.Fatal(err)
 	}
+	shards[999] = false
 	fids = slices.DeleteFunc(fids, func(f protocol.FID) bool { return f == 999 })
 	foreign := []string{
 		"w", "y/z", "0/x", "0/0000", "0/000/x", "0/000/00", "0/000/000/x", "0/000/000/0000000001", "0/000/000/0000000001.fid.tmp",
-		"0/000/000/1.fid", "0/000/000/0000000000.fid", "0/000/000/0000001001.fid", "0/000/000/00000000007.fid",
+		"0/000/000/1.fid", "0/000/000/0000000000.fid", "0/000/000/0000001001.fid", "0/000/000/0000001001.ec", "0/000/000/1.ec", "0/000/000/0000000001.ec.fid", "0/000/000/00000000007.fid",
 		"1/234/567/01234567890.fid", "10/000/000/0000000001.fid", "0/000/000/99999999999999999999.fid",
 	}
 	for _, name := range foreign {
@@ -97,21 +112,40 @@ func TestWalk(t *testing.T) {
 		}
 	}
 	wantForeign := len(foreign) + 1 // and the folder that is called as a file
-	order := slices.Clone(fids)
-	slices.SortFunc(order, func(a, b protocol.FID) int {
+	all := slices.Clone(fids)
+	for fid := range shards {
+		if !slices.Contains(all, fid) {
+			all = append(all, fid)
+		}
+	}
+	slices.SortFunc(all, func(a, b protocol.FID) int {
 		x, y := nameOfFID(a)[:len("0/000/000")], nameOfFID(b)[:len("0/000/000")]
 		if x != y {
 			return cmpString(x, y)
 		}
 		return int(int64(a) - int64(b))
 	})
-	for _, limit := range []int{3, 100, 5000} {
+	var order []string
+	for _, fid := range all {
+		beside, isShard := shards[fid]
+		if !isShard || beside {
+			order = append(order, nameOfFID(fid))
+		}
+		if isShard {
+			order = append(order, shardName(fid))
+		}
+	}
+	for _, limit := range []int{1, 3, 100, 5000} {
 		for _, budget := range []time.Duration{0, time.Hour} {
 			got, _ := walkAll(t, v, limit, budget)
-			var seen []protocol.FID
+			var seen []string
 			for _, f := range got.Files {
-				seen = append(seen, f.FID)
-				if info, err := v.Stat(t.Context(), nameOfFID(f.FID)); err != nil || info.Size != f.Size || !info.ModTime.Equal(f.ModTime) {
+				name := nameOfFID(f.FID)
+				if f.Shard {
+					name = shardName(f.FID)
+				}
+				seen = append(seen, name)
+				if info, err := v.Stat(t.Context(), name); err != nil || info.Size != f.Size || !info.ModTime.Equal(f.ModTime) {
 					t.Fatalf("fid %d: %+v, %v, listed as %+v", f.FID, info, err, f)
 				}
 			}
@@ -198,7 +232,7 @@ func walkFaults(t *testing.T) {
 }
 
 func FuzzParsePosition(f *testing.F) {
-	for _, s := range []string{"0000000.0", "1234567.12345678901", "10000000.0", "9999999.9223372036854775807", "00000000.1", ".", "-1.0"} {
+	for _, s := range []string{"0000000.0", "1234567.12345678901", "10000000.0", "9999999.9223372036854775807", "00000000.1", ".", "-1.0", "1234567.12345678901.fid", "0000000.0.fid.fid"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
