@@ -23,10 +23,11 @@ type request struct {
 	length int64     // of the body in bytes; -1 where it is chunked, 0 where there is none
 	body   io.Reader // fails with errSlowBody, errMalformedBody or errBrokenBody
 	minor  int       // of the version, which is HTTP/1
+	cut    func()    // ends the reading of body from another goroutine
 	local  bool      // no other machine can be behind it: listener and client are on loopback addresses
 
 	// The headers that matter, each with all of its values.
-	ranges, contentRange, contentMD5, modifiedSince, contentType, want []string
+	ranges, contentRange, contentMD5, modifiedSince, contentType, want, order []string
 	// trailerMD5 is the Content-MD5 of the trailer, once the body was read. It
 	// is nil where none was announced.
 	trailerMD5 func() []string

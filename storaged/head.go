@@ -25,7 +25,7 @@ type head struct {
 	minor  int    // of the version
 	length int64  // of the body in bytes; -1 where it is chunked, 0 where there is none
 
-	ranges, contentRange, contentMD5, modifiedSince, contentType, want []string
+	ranges, contentRange, contentMD5, modifiedSince, contentType, want, order []string
 
 	// sumFollows says that a Content-MD5 was announced for the trailer.
 	sumFollows bool
@@ -224,12 +224,18 @@ func (h *head) field(f *framing, name, value []byte) error {
 		h.contentType = append(h.contentType, string(value))
 	case "mogile-want":
 		h.want = append(h.want, string(value))
+	case orderHeader:
+		h.order = append(h.order, string(value))
 	}
 	return nil
 }
 
-// sumHeader is the header with the digest of a body, in lower case.
-const sumHeader = "content-md5"
+// Headers in lower case: sumHeader has the digest of a body, orderHeader is
+// protocol.OrderHeader.
+const (
+	sumHeader   = "content-md5"
+	orderHeader = "mogile-order"
+)
 
 // eachMember calls f with the members of a list such as that of Connection.
 func eachMember(list string, f func(string)) {

@@ -1,6 +1,7 @@
 package storaged
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -24,6 +25,7 @@ const progressInterval = time.Second
 // order is a kind of order that this daemon takes.
 type order struct {
 	verb string
+	word string // of the capability that the verb belongs to; empty: the verb
 	// run carries one out, and returns the fields of the answer. It ends soon
 	// after its context does: when the client goes away, or at the deadline. A
 	// *protocol.Error is told as it is, any other error as "failure" with its
@@ -39,6 +41,7 @@ type orders struct {
 	now    func() time.Time
 	log    zerolog.Logger
 	seen   nonces
+	long   chan struct{}   // holds an element for each long order that is being read
 	warned zerolog.Sampler // of refusals that an operator should know of
 	total  *prometheus.CounterVec
 }
@@ -47,6 +50,7 @@ func newOrders(keys [][]byte, kinds []order, now func() time.Time, r prometheus.
 	o := &orders{
 		keys: keys, kinds: kinds, now: now, log: log,
 		seen:   nonces{since: now().UnixMilli()},
+		long:   make(chan struct{}, maxLongOrders),
 		warned: &zerolog.BurstSampler{Burst: 1, Period: time.Minute},
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "mogile_storaged_orders_total",
 			Help: "Orders of trackers, by verb and by ok or the code of the refusal. bad_signature and no_key: compare the cluster key files; clock_skew: compare the clocks."},
@@ -56,13 +60,18 @@ func newOrders(keys [][]byte, kinds []order, now func() time.Time, r prometheus.
 	return o
 }
 
-// words are the verbs, each after a blank, where orders can be given to a
+// words are the capabilities, each after a blank, where orders can be given to a
 // listener at all.
 func (s *orders) words(loopback bool) string {
+	if len(s.keys) == 0 && !loopback {
+		return ""
+	}
 	var b strings.Builder
-	if len(s.keys) > 0 || loopback {
-		for _, k := range s.kinds {
-			b.WriteString(" " + k.verb)
+	told := map[string]bool{}
+	for _, k := range s.kinds {
+		if word := cmp.Or(k.word, k.verb); !told[word] {
+			told[word] = true
+			b.WriteString(" " + word)
 		}
 	}
 	return b.String()
@@ -102,12 +111,13 @@ func (s *orders) take(r *request, verb string) (protocol.Order, *order, error) {
 		return protocol.Order{}, nil, refuseHTTP(http.StatusHTTPVersionNotSupported, "orders are given with HTTP/1.1")
 	case len(r.contentType) != 1 || r.contentType[0] != protocol.OrderType:
 		return protocol.Order{}, nil, refuseHTTP(http.StatusUnsupportedMediaType, "the Content-Type of an order is %s", protocol.OrderType)
-	case len(s.keys) == 0 && !r.local:
-		return protocol.Order{}, nil, &protocol.Error{Code: protocol.ErrNoKey.Code, Text: "this storage daemon has no cluster key: start it with --cluster-key-file"}
 	}
-	body, err := io.ReadAll(io.LimitReader(r.body, protocol.MaxOrder+1))
+	if err := s.reachable(r); err != nil {
+		return protocol.Order{}, nil, err
+	}
+	body, err := s.read(r)
 	if err != nil {
-		return protocol.Order{}, nil, httpRefusal{statusOf(err), &protocol.Error{Code: protocol.ErrBadOrder.Code, Text: err.Error()}}
+		return protocol.Order{}, nil, err
 	}
 	o, err := protocol.ParseOrder(body)
 	if err != nil {
@@ -130,6 +140,85 @@ func (s *orders) take(r *request, verb string) (protocol.Order, *order, error) {
 	return protocol.Order{}, nil, &protocol.Error{Code: protocol.ErrUnknownVerb.Code, Text: fmt.Sprintf("there is no verb %.40q here", verb)}
 }
 
+// reachable says why nobody can give orders from where r comes.
+func (s *orders) reachable(r *request) error {
+	if len(s.keys) == 0 && !r.local {
+		return &protocol.Error{Code: protocol.ErrNoKey.Code, Text: "this storage daemon has no cluster key: start it with --cluster-key-file"}
+	}
+	return nil
+}
+
+const (
+	// shortOrder is what all but the maps of large clusters are no longer than, in
+	// bytes.
+	shortOrder = 32 << 10
+	// maxLongOrders is how many longer ones are read at a time: whoever sends them
+	// is not known before all is there.
+	maxLongOrders = 4
+)
+
+// read reads the body of an order.
+func (s *orders) read(r *request) ([]byte, error) {
+	body, err := io.ReadAll(io.LimitReader(r.body, shortOrder+1))
+	if err == nil && len(body) > shortOrder {
+		select {
+		case s.long <- struct{}{}:
+			defer func() { <-s.long }()
+		default:
+			return nil, refuseHTTP(http.StatusServiceUnavailable, "%d orders of more than %d bytes are being read already", maxLongOrders, shortOrder)
+		}
+		var rest []byte
+		rest, err = io.ReadAll(io.LimitReader(r.body, protocol.MaxOrder+1-shortOrder))
+		body = append(body, rest...)
+	}
+	if err != nil {
+		return nil, httpRefusal{statusOf(err), &protocol.Error{Code: protocol.ErrBadOrder.Code, Text: err.Error()}}
+	}
+	return body, nil
+}
+
+// permit takes the order in the header of an upload to the path of a shard, which
+// has to be for it. Its errors are of type *protocol.Error.
+func (s *orders) permit(r *request, dev protocol.DevID, fid protocol.FID) (protocol.ShardOrder, error) {
+	shard, err := func() (protocol.ShardOrder, error) {
+		if len(r.order) != 1 {
+			return protocol.ShardOrder{}, &protocol.Error{Code: protocol.ErrBadSignature.Code, Text: "shards are uploaded with one header " + protocol.OrderHeader}
+		}
+		if err := s.reachable(r); err != nil {
+			return protocol.ShardOrder{}, err
+		}
+		o, err := protocol.ParseOrderHeader(r.order[0])
+		if err != nil {
+			return protocol.ShardOrder{}, err
+		}
+		if err := o.Verify(s.keys, s.now()); err != nil {
+			return protocol.ShardOrder{}, err
+		}
+		shard, err := protocol.ParseShardOrder(o.Args)
+		if err != nil {
+			return protocol.ShardOrder{}, err
+		}
+		if o.Verb != protocol.VerbShard || shard.FID != fid || shard.Dev != dev {
+			return protocol.ShardOrder{}, &protocol.Error{Code: protocol.ErrBadOrder.Code, Text: "the order is not for a shard at this path"}
+		}
+		return shard, s.seen.add(o.Order, s.now())
+	}()
+	code := "ok"
+	if e, ok := errors.AsType[*protocol.Error](err); ok {
+		code = e.Code
+		s.warn(protocol.VerbShard, e)
+	}
+	s.total.WithLabelValues(protocol.VerbShard, code).Inc()
+	return shard, err
+}
+
+// warn tells an operator of a refusal, now and then.
+func (s *orders) warn(verb string, e *protocol.Error) {
+	if s.warned.Sample(zerolog.WarnLevel) {
+		s.log.Warn().Str("verb", verb).Str("code", e.Code).Str("reason", e.Text).Msg("an order was refused")
+	}
+}
+
 // refuse is the answer to an order that is not carried out: one line.
 func (s *orders) refuse(verb string, err error) answer {
 	a := answer{status: http.StatusForbidden}
@@ -146,8 +235,8 @@ func (s *orders) refuse(verb string, err error) answer {
 	}
 	a.text = protocol.AnswerLine{Kind: protocol.AnswerErr, Err: e}.Append(nil)
 	a.size = int64(len(a.text))
-	if a.status == http.StatusForbidden && s.warned.Sample(zerolog.WarnLevel) {
-		s.log.Warn().Str("verb", s.label(verb)).Str("code", e.Code).Str("reason", e.Text).Msg("an order was refused")
+	if a.status == http.StatusForbidden {
+		s.warn(s.label(verb), e)
 	}
 	s.total.WithLabelValues(s.label(verb), e.Code).Inc()
 	return a

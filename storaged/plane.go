@@ -183,6 +183,9 @@ func (p *plane) put(ctx context.Context, r *request, t target) answer {
 	case isFolder(t.name): // though it may not be there yet
 		return answer{status: http.StatusForbidden, err: volume.ErrIsDir}
 	}
+	if _, fid, err := protocol.ParseShardPath("dev" + t.dev.String() + "/" + t.name); err == nil {
+		return p.putShard(ctx, r, t, fid)
+	}
 	sum, err := newBodySum(r)
 	if err != nil {
 		return answer{status: http.StatusBadRequest, close: true, err: err}

@@ -201,9 +201,10 @@ func (x *session) answer(ctx context.Context, h *head) bool {
 	})
 	r := &request{
 		method: h.method, path: h.path, length: h.length, body: &x.body, minor: h.minor,
+		cut:    func() { x.conn.SetReadDeadline(time.Now()) }, // fails only where Read does
 		local:  isLoopback(x.listener.Addr()) && isLoopback(x.conn.RemoteAddr()),
 		ranges: h.ranges, contentRange: h.contentRange, contentMD5: h.contentMD5, modifiedSince: h.modifiedSince,
-		contentType: h.contentType, want: h.want,
+		contentType: h.contentType, want: h.want, order: h.order,
 	}
 	if h.sumFollows && x.body.chunked {
 		r.trailerMD5 = func() []string { return x.body.trailer }

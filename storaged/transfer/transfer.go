@@ -266,6 +266,13 @@ func sourceURL(text string) (*url.URL, error) {
 	return u, nil
 }
 
+// Enter enters a file that comes to a path below a device in another way than by
+// Copy: no transfer to the path begins before it has ended, and Cancel ends it. The
+// error is that of another that is under way.
+func (t *Transfers) Enter(ctx context.Context, dev protocol.DevID, name string) (_ context.Context, end func(), err error) {
+	return t.begin(ctx, path{dev, name})
+}
+
 // begin enters a transfer to p, of which there is one at a time. One that was
 // told to end is waited for.
 func (t *Transfers) begin(ctx context.Context, p path) (_ context.Context, end func(), err error) {

@@ -1,0 +1,61 @@
+package storaged
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/volume"
+)
+
+// putShard stores a shard. Its path is that of a file which clients read, so that
+// only who has the cluster key may write there: the request has an order for it.
+// One upload to the path is under way at a time, and a DELETE of the path ends it.
+func (p *plane) putShard(ctx context.Context, r *request, t target, fid protocol.FID) answer {
+	_, err := p.orders.permit(r, t.dev, fid)
+	if err != nil {
+		return answer{status: http.StatusForbidden, close: true, err: err, text: []byte(err.Error()), size: int64(len(err.Error()))}
+	}
+	if len(r.contentRange) > 0 || r.length < 0 {
+		return answer{status: http.StatusBadRequest, close: true}
+	}
+	sum, err := newBodySum(r)
+	if err != nil {
+		return answer{status: http.StatusBadRequest, close: true, err: err}
+	}
+	ctx, end, err := p.transfers.Enter(ctx, t.dev, t.name)
+	if err != nil {
+		return answer{status: http.StatusConflict, close: true, err: err}
+	}
+	defer end()
+	defer context.AfterFunc(ctx, r.cut)()
+	v, err := p.docroot.Volume(t.dev)
+	if err != nil {
+		return failed(err)
+	}
+	if u, err := v.Usage(); err == nil && r.length > u.Total*1024 {
+		return failed(fmt.Errorf("%d bytes: %w", r.length, volume.ErrNoSpace))
+	}
+	up, err := v.Create(ctx, t.name)
+	if err != nil {
+		return failed(err)
+	}
+	defer up.Abort()
+	err = p.receive(r, sum, func(b []byte) (int, error) {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		return up.Write(b)
+	})
+	if err == nil {
+		err = up.Commit(ctx)
+	}
+	switch {
+	case ctx.Err() != nil: // it was deleted meanwhile
+		return answer{status: http.StatusConflict, close: true, err: context.Cause(ctx)}
+	case err != nil:
+		return failed(err)
+	}
+	return answer{status: http.StatusCreated}
+}
