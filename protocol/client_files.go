@@ -106,6 +106,50 @@ type FileInfo struct {
 	DevCount int      // copies believed to exist
 	DevIDs   []DevID  // where they are
 	Checksum Checksum // zero where the class has none, or the file not yet
+
+	Encoding *FileEncoding // nil where the file is kept in copies
+}
+
+// FileEncoding is how a file is kept in shards, any K of which are the file.
+type FileEncoding struct {
+	ID      uint64  // of the encoding
+	K, M    int     // 1 to MaxDataShards, 1 to MaxParityShards
+	Block   int     // bytes of the file that stand together in a shard
+	Devices []DevID // K+M in shard order; 0 where a shard is missing
+}
+
+// Args are the fields with which trackers describe it.
+func (e FileEncoding) Args() Args {
+	devs := make([]string, len(e.Devices))
+	for i, d := range e.Devices {
+		devs[i] = d.String()
+	}
+	return Args{
+		{"ec_encoding", FormatEncoding(e.ID)}, {"ec_k", strconv.Itoa(e.K)}, {"ec_m", strconv.Itoa(e.M)},
+		{"ec_block", strconv.Itoa(e.Block)}, {"ec_devids", strings.Join(devs, ",")},
+	}
+}
+
+// parseFileEncoding reads what [FileEncoding.Args] writes; nil where there is
+// none of it.
+func parseFileEncoding(a Args) (*FileEncoding, error) {
+	text, ok := a.Lookup("ec_encoding")
+	if !ok {
+		return nil, nil
+	}
+	id, err := ParseEncoding(text)
+	e := FileEncoding{ID: id, K: int(a.Number("ec_k")), M: int(a.Number("ec_m")), Block: int(a.Number("ec_block"))}
+	for word := range strings.SplitSeq(a.Get("ec_devids"), ",") {
+		n, numberErr := strconv.ParseUint(word, 10, 32)
+		if numberErr != nil || n > MaxDevID || len(e.Devices) == MaxShards {
+			return nil, fmt.Errorf("devices of shards %.200q: %w", a.Get("ec_devids"), ErrBadReply)
+		}
+		e.Devices = append(e.Devices, DevID(n))
+	}
+	if err != nil || e.K < 1 || e.M < 1 || e.K > MaxDataShards || e.K+e.M != len(e.Devices) {
+		return nil, fmt.Errorf("encoding %.200q: %w", a.String(), ErrBadReply)
+	}
+	return &e, nil
 }
 
 // FileInfo describes the file stored under key. The error matches
@@ -125,6 +169,9 @@ func (c *Client) FileInfo(ctx context.Context, domain, key string) (FileInfo, er
 	}
 	if f.FID == 0 {
 		return FileInfo{}, fmt.Errorf("info of key %q: reply has no fid: %w", key, ErrBadReply)
+	}
+	if f.Encoding, err = parseFileEncoding(reply); err != nil {
+		return FileInfo{}, fmt.Errorf("info of key %q: %w", key, err)
 	}
 	for s := range strings.SplitSeq(reply.Get("devids"), ",") {
 		if n := Number(s); n > 0 {

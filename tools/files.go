@@ -598,10 +598,11 @@ type infoJSON struct {
 	DevCount int              `json:"devcount"`
 	DevIDs   []protocol.DevID `json:"devids"`
 	Checksum string           `json:"checksum,omitempty"`
+	Shards   *shardsJSON      `json:"shards,omitempty"`
 }
 
 func toInfoJSON(f protocol.FileInfo) infoJSON {
-	j := infoJSON{f.Key, f.Domain, f.Class, f.FID, f.Length, f.DevCount, f.DevIDs, ""}
+	j := infoJSON{Key: f.Key, Domain: f.Domain, Class: f.Class, FID: f.FID, Length: f.Length, DevCount: f.DevCount, DevIDs: f.DevIDs}
 	if !f.Checksum.IsZero() {
 		j.Checksum = f.Checksum.String()
 	}
@@ -630,8 +631,21 @@ func info(s *session, args []string) error {
 			return err
 		}
 		j := toInfoJSON(f)
+		var rows []deviceRow
+		if f.Encoding != nil {
+			if rows, err = devices(s); err != nil {
+				return fmt.Errorf("info of key %q: %w", key, err)
+			}
+			j.Shards = pictureOf(*f.Encoding, rows)
+		}
 		if s.out.json {
 			if err := s.out.object(j); err != nil {
+				return err
+			}
+			continue
+		}
+		if f.Encoding != nil {
+			if err := shardInfo(s, j, *f.Encoding); err != nil {
 				return err
 			}
 			continue
