@@ -90,7 +90,7 @@ func (t *tracker) takeIdle(maxAge time.Duration) *trackerConn {
 		t.idle = t.idle[:len(t.idle)-1]
 		t.mu.Unlock()
 		// The last request's deadline may have passed by now.
-		if time.Since(k.idleSince) < maxAge && k.SetDeadline(time.Time{}) == nil && quiet(k.Conn) {
+		if time.Since(k.idleSince) < maxAge && k.SetDeadline(time.Time{}) == nil && Quiet(k.Conn) {
 			return k
 		}
 		k.Close()

@@ -8,9 +8,9 @@ import (
 	"syscall"
 )
 
-// quiet reports whether nothing has arrived on an idle connection, neither
+// Quiet reports whether nothing has arrived on an idle connection, neither
 // bytes nor its end. What cannot be asked is taken for quiet.
-func quiet(conn net.Conn) bool {
+func Quiet(conn net.Conn) bool {
 	sc, ok := conn.(syscall.Conn)
 	if !ok {
 		return true
