@@ -385,15 +385,11 @@ func (t *Transfers) present(ctx context.Context, v *volume.Volume, name string, 
 
 // fetch has the file land.
 func (t *Transfers) fetch(ctx context.Context, v *volume.Volume, name string, from *url.URL, c protocol.CopyOrder, progress func(int64)) (protocol.CopyReport, error) {
-	src, err := t.open(ctx, from, c)
+	src, err := t.open(ctx, from, c.Length)
 	if err != nil {
-		code := protocol.ErrCopySource
-		if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-			code = protocol.ErrCopyUnreachable
-		}
-		return protocol.CopyReport{}, t.blame(ctx, code, err)
+		return protocol.CopyReport{}, t.blame(ctx, SourceCode(err), err)
 	}
-	defer src.close()
+	defer src.Close()
 	up, err := v.Create(ctx, name)
 	if err != nil {
 		return protocol.CopyReport{}, t.blame(ctx, protocol.ErrCopyDest, err)
@@ -424,8 +420,16 @@ func (t *Transfers) fetch(ctx context.Context, v *volume.Volume, name string, fr
 	return report, nil
 }
 
+// SourceCode is the code for an error of opening a source.
+func SourceCode(err error) *protocol.Error {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return protocol.ErrCopyUnreachable
+	}
+	return protocol.ErrCopySource
+}
+
 // pour takes the source into the upload, and the hash where there is one.
-func (t *Transfers) pour(ctx context.Context, src *source, up *volume.Upload, h hash.Hash, c protocol.CopyOrder, progress func(int64)) *Error {
+func (t *Transfers) pour(ctx context.Context, src *Source, up *volume.Upload, h hash.Hash, c protocol.CopyOrder, progress func(int64)) *Error {
 	buf := t.buffers.Get().(*[bufferSize]byte)
 	defer t.buffers.Put(buf)
 	piece := int64(len(buf))
@@ -436,7 +440,7 @@ func (t *Transfers) pour(ctx context.Context, src *source, up *volume.Upload, h 
 		}
 	}
 	for left := c.Length; left > 0; {
-		n, err := src.read(buf[:min(piece, left)])
+		n, err := src.Read(buf[:min(piece, left)])
 		if err != nil {
 			return t.blame(ctx, protocol.ErrCopySource, err)
 		}
@@ -460,24 +464,34 @@ func (t *Transfers) pour(ctx context.Context, src *source, up *volume.Upload, h 
 	return nil
 }
 
-// source is a file as its daemon sends it.
-type source struct {
-	body   io.ReadCloser
-	url    string
-	cancel context.CancelCauseFunc // of the request
-	cause  func() error            // why it was cancelled, nil where it was not
-	idle   time.Duration
-	dog    *time.Timer // ends the request when nothing comes
-	waited time.Duration
-	limit  time.Duration // of waited
-	length int64         // of the stored sum, -1 where none was told
-	crc    uint32
+// Source is a file as its daemon sends it.
+type Source struct {
+	body     io.ReadCloser
+	url      string
+	cancel   context.CancelCauseFunc // of the request
+	cause    func() error            // why it was cancelled, nil where it was not
+	idle     time.Duration
+	dog      *time.Timer // ends the request when nothing comes
+	waited   time.Duration
+	limit    time.Duration // of waited
+	length   int64         // of the stored sum, -1 where none was told
+	crc      uint32
+	modified time.Time
 }
 
-// open asks for a file, which must be there with the length of the order.
-func (t *Transfers) open(ctx context.Context, from *url.URL, c protocol.CopyOrder) (*source, error) {
-	s := &source{url: c.From, idle: t.o.SourceTimeout, length: -1}
-	s.limit = timeoutsOfGrace*s.idle + time.Duration(c.Length/leastRate)*time.Second
+// Open asks the storage daemon of a URL for a file, which must have a length in
+// bytes. The source is to be closed. Of its errors SourceCode tells the kind.
+func (t *Transfers) Open(ctx context.Context, from string, length int64) (*Source, error) {
+	u, err := sourceURL(from)
+	if err != nil {
+		return nil, err
+	}
+	return t.open(ctx, u, length)
+}
+
+func (t *Transfers) open(ctx context.Context, from *url.URL, length int64) (*Source, error) {
+	s := &Source{url: from.String(), idle: t.o.SourceTimeout, length: -1}
+	s.limit = timeoutsOfGrace*s.idle + time.Duration(length/leastRate)*time.Second
 	if s.limit < 0 { // there are no such files
 		s.limit = 1<<63 - 1
 	}
@@ -501,26 +515,38 @@ func (t *Transfers) open(ctx context.Context, from *url.URL, c protocol.CopyOrde
 	switch {
 	case res.StatusCode != http.StatusOK:
 		err = fmt.Errorf("GET %s: HTTP status %d", s.url, res.StatusCode)
-	case res.ContentLength != c.Length:
-		err = fmt.Errorf("GET %s: %w: %d bytes instead of %d", s.url, errNotAsked, res.ContentLength, c.Length)
+	case res.ContentLength != length:
+		err = fmt.Errorf("GET %s: %w: %d bytes instead of %d", s.url, errNotAsked, res.ContentLength, length)
 	}
 	if err != nil {
-		s.close()
+		s.Close()
 		return nil, err
 	}
 	// A header that is not understood is that of a newer daemon.
-	length, crc, ok := strings.Cut(res.Header.Get("Mogile-Sum"), " ")
-	n, err1 := strconv.ParseInt(length, 10, 64)
+	stored, crc, ok := strings.Cut(res.Header.Get("Mogile-Sum"), " ")
+	n, err1 := strconv.ParseInt(stored, 10, 64)
 	sum, err2 := strconv.ParseUint(crc, 16, 32)
 	if ok && err1 == nil && err2 == nil && len(crc) == 8 {
 		s.length, s.crc = n, uint32(sum)
 	}
+	if at, err := http.ParseTime(res.Header.Get("Last-Modified")); err == nil {
+		s.modified = at
+	}
 	return s, nil
 }
 
-// read reads a piece within the source's time. It never returns 0 bytes without
+// Modified is when the file was written, to the second; zero where the daemon does
+// not tell.
+func (s *Source) Modified() time.Time { return s.modified }
+
+// Sum is what the daemon has stored of the whole content, if it tells.
+func (s *Source) Sum() (volume.Sum, bool) {
+	return volume.Sum{Length: s.length, CRC32C: s.crc}, s.length >= 0
+}
+
+// Read reads a piece within the source's time. It never returns 0 bytes without
 // an error.
-func (s *source) read(p []byte) (int, error) {
+func (s *Source) Read(p []byte) (int, error) {
 	began := time.Now()
 	s.dog.Reset(s.idle)
 	n, err := io.ReadAtLeast(s.body, p, 1)
@@ -536,7 +562,7 @@ func (s *source) read(p []byte) (int, error) {
 }
 
 // explain says why the source broke off.
-func (s *source) explain(err error) error {
+func (s *Source) explain(err error) error {
 	if cause := s.cause(); cause != nil {
 		err = cause
 	}
@@ -548,7 +574,7 @@ func (s *source) explain(err error) error {
 
 // check compares what came with what is wanted, and with what the source has
 // stored.
-func (s *source) check(got protocol.CopyReport, c protocol.CopyOrder) error {
+func (s *Source) check(got protocol.CopyReport, c protocol.CopyOrder) error {
 	switch {
 	case !c.Want.IsZero() && !got.Digest.Equal(c.Want):
 		return fmt.Errorf("GET %s: the content has %s instead of %s", s.url, got.Digest, c.Want)
@@ -558,14 +584,14 @@ func (s *source) check(got protocol.CopyReport, c protocol.CopyOrder) error {
 	return nil
 }
 
-func (s *source) end() {
+func (s *Source) end() {
 	s.dog.Stop()
 	s.cancel(nil)
 }
 
-// close ends the request. Its connection is kept if the body was read to its
+// Close ends the request. Its connection is kept if the body was read to its
 // end.
-func (s *source) close() {
+func (s *Source) Close() {
 	_ = s.body.Close() // one that was not read to its end takes the connection with it
 	s.end()
 }
