@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/peers"
 	"github.com/mogile/mogile/storaged/transfer"
 	"github.com/mogile/mogile/storaged/volume"
 )
@@ -48,6 +49,9 @@ type Daemon struct {
 	drain     time.Duration
 	inventory *inventory
 	transfers *transfer.Transfers
+	peers     *peers.Peers
+	sisters   *peers.Client
+	suspects  *suspects
 	log       zerolog.Logger
 
 	serving chan struct{} // closed when Run serves
@@ -127,6 +131,9 @@ func New(o Options) (_ *Daemon, err error) {
 	d.transfers = transfer.New(transfer.Options{
 		Docroot: d.docroot, PerDevice: o.TransfersPerDevice, Bandwidth: o.ReplicationBandwidth, Registerer: d.registry, Log: o.Log,
 	})
+	d.peers = peers.Load(context.Background(), d.docroot, o.Now, o.Log)
+	d.sisters = peers.NewClient()
+	d.suspects = newSuspects(o.Now)
 	d.inventory = &inventory{docroot: d.docroot, meter: m, now: o.Now, log: o.Log}
 	d.trash = &emptier{docroot: d.docroot, meter: m, log: o.Log, busy: map[protocol.DevID]bool{}}
 	taken := newOrders(o.ClusterKeys, d.orderKinds(), o.Now, d.registry, o.Log)
@@ -155,7 +162,7 @@ func New(o Options) (_ *Daemon, err error) {
 			return nil, err
 		}
 		*s.to = &server{
-			handler:  &plane{docroot: d.docroot, buffers: bufs, orders: taken, transfers: d.transfers, readOnly: s.readOnly},
+			handler:  &plane{docroot: d.docroot, buffers: bufs, orders: taken, transfers: d.transfers, suspects: d.suspects, readOnly: s.readOnly},
 			listener: l, buffers: bufs, meter: m, log: o.Log,
 		}
 		if !s.readOnly {
@@ -341,6 +348,9 @@ func (d *Daemon) Close() error {
 	}
 	if d.transfers != nil {
 		d.transfers.Close()
+	}
+	if d.sisters != nil {
+		d.sisters.Close()
 	}
 	if d.docroot != nil {
 		errs = append(errs, d.docroot.Close())

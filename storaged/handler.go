@@ -42,6 +42,7 @@ type answer struct {
 	contentRange string       // Content-Range, or empty
 	acceptRanges bool         // the answer is a whole file
 	sum          *volume.Sum  // stored with the file, where it was wanted and there is one
+	suspects     int          // shards found missing or bad of which trackers have not been told
 	file         *volume.File // the body is size bytes of it from off; nil where there is none
 	off          int64
 	text         []byte // the body, where file is nil

@@ -25,6 +25,7 @@ type plane struct {
 	buffers   *buffers
 	orders    *orders
 	transfers *transfer.Transfers
+	suspects  *suspects
 	readOnly  bool // GET and HEAD only
 }
 
@@ -83,6 +84,7 @@ func (p *plane) get(ctx context.Context, r *request, t target, isHead bool) answ
 		}
 		text := []byte(use.String())
 		a := ranged(r, int64(len(text)), use.Time)
+		a.suspects = p.suspects.count()
 		a.text = text[a.off : a.off+a.size]
 		return a
 	}

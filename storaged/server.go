@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/rs/zerolog"
+
+	"github.com/mogile/mogile/protocol"
 )
 
 // idleTimeout is how long a connection may wait for its next request. Trackers
@@ -382,6 +384,9 @@ func (s *server) appendHead(b []byte, a *answer) []byte {
 	}
 	if a.sum != nil {
 		b = fmt.Appendf(b, "\r\n%s: %d %08x", sumOfFile, a.sum.Length, a.sum.CRC32C)
+	}
+	if a.suspects > 0 {
+		b = strconv.AppendInt(append(b, "\r\n"+protocol.SuspectsHeader+": "...), int64(a.suspects), 10)
 	}
 	if a.close {
 		b = append(b, "\r\nConnection: close"...)

@@ -14,6 +14,8 @@ func (d *Daemon) orderKinds() []order {
 		{verb: protocol.VerbCopy, run: d.copy},
 		{verb: protocol.VerbList, run: d.inventory.list},
 		{verb: protocol.VerbTrash, run: d.inventory.trash},
+		{verb: protocol.VerbPeers, word: protocol.WordEC, run: d.takePeers},
+		{verb: protocol.VerbSuspects, word: protocol.WordEC, run: d.tellSuspects},
 	}
 }
 
