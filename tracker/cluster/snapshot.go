@@ -275,8 +275,21 @@ func (d *Device) ReadURL(fid protocol.FID, v Viewer) string {
 	return d.url(fid, v, d.Host.ReadPort())
 }
 
+// ShardURL is where the shard of fid that is on the device is itself. Empty
+// where the device has no host.
+func (d *Device) ShardURL(fid protocol.FID, v Viewer) string {
+	if d.Host == nil {
+		return ""
+	}
+	return string(d.appendBase(nil, v, d.Host.Port)) + fid.ShardPath(d.ID)
+}
+
 func (d *Device) url(fid protocol.FID, v Viewer, port int) string {
-	b := make([]byte, 0, 80)
+	return string(fid.AppendPath(d.appendBase(make([]byte, 0, 80), v, port), d.ID))
+}
+
+// appendBase appends "http://host:port/".
+func (d *Device) appendBase(b []byte, v Viewer, port int) []byte {
 	b = append(b, "http://"...)
 	addr := d.Host.Address(v)
 	if isIPv6(addr) {
@@ -286,8 +299,7 @@ func (d *Device) url(fid protocol.FID, v Viewer, port int) string {
 	}
 	b = append(b, ':')
 	b = strconv.AppendInt(b, int64(port), 10)
-	b = append(b, '/')
-	return string(fid.AppendPath(b, d.ID))
+	return append(b, '/')
 }
 
 func isIPv6(addr string) bool {
