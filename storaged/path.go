@@ -81,6 +81,23 @@ func parseTarget(path string) (target, error) {
 	return t, nil
 }
 
+// fid is the fid of which t is a copy.
+func (t target) fid() (protocol.FID, bool) { return t.parse(protocol.ParsePath) }
+
+// shard is the fid of which t is a shard.
+func (t target) shard() (protocol.FID, bool) { return t.parse(protocol.ParseShardPath) }
+
+func (t target) parse(parse func(string) (protocol.DevID, protocol.FID, error)) (protocol.FID, bool) {
+	_, fid, err := parse("dev" + t.dev.String() + "/" + t.name)
+	return fid, err == nil
+}
+
+// shardName is the name of the shard of a fid, below the device.
+func shardName(fid protocol.FID, dev protocol.DevID) string {
+	_, name, _ := strings.Cut(fid.ShardPath(dev), "/")
+	return name
+}
+
 // probeDir is the folder in which trackers try whether a device can be written
 // to.
 const probeDir = "test-write"

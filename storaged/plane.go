@@ -170,10 +170,38 @@ func (p *plane) delete(ctx context.Context, t target) answer {
 	if err := p.transfers.Cancel(ctx, t.dev, t.name); err != nil {
 		return failed(err)
 	}
-	if err := v.Remove(ctx, t.name); err != nil {
+	err = v.Remove(ctx, t.name)
+	if fid, ok := t.fid(); ok && (err == nil || errors.Is(err, fs.ErrNotExist)) {
+		if had, e := p.removeShard(ctx, v, fid); had || e != nil {
+			err = e
+		}
+	}
+	if err != nil {
 		return failed(err)
 	}
 	return answer{status: http.StatusNoContent}
+}
+
+// removeShard removes the shard of a fid that was deleted: to clients the path of
+// the copy is that of the file. It reports whether there was one.
+func (p *plane) removeShard(ctx context.Context, v *volume.Volume, fid protocol.FID) (bool, error) {
+	name := shardName(fid, v.ID())
+	if err := p.transfers.Cancel(ctx, v.ID(), name); err != nil {
+		return false, err
+	}
+	// Removing what is not there would flush the folder once more. What an earlier
+	// attempt left unflushed is on disk since the copy was removed.
+	if _, err := v.Stat(ctx, name); err != nil {
+		return false, ignoreMissing(err)
+	}
+	return true, ignoreMissing(v.Remove(ctx, name))
+}
+
+func ignoreMissing(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func (p *plane) put(ctx context.Context, r *request, t target) answer {
@@ -185,7 +213,7 @@ func (p *plane) put(ctx context.Context, r *request, t target) answer {
 	case isFolder(t.name): // though it may not be there yet
 		return answer{status: http.StatusForbidden, err: volume.ErrIsDir}
 	}
-	if _, fid, err := protocol.ParseShardPath("dev" + t.dev.String() + "/" + t.name); err == nil {
+	if fid, ok := t.shard(); ok {
 		return p.putShard(ctx, r, t, fid)
 	}
 	sum, err := newBodySum(r)
@@ -195,6 +223,12 @@ func (p *plane) put(ctx context.Context, r *request, t target) answer {
 	v, err := p.docroot.Volume(t.dev)
 	if err != nil {
 		return failed(err)
+	}
+	fid, isFID := t.fid()
+	if isFID && (r.length > bufferSize || r.length < 0 || len(r.contentRange) > 0) { // before much of it comes
+		if err := p.notEncoded(ctx, v, fid); err != nil {
+			return failed(err)
+		}
 	}
 	if len(r.contentRange) > 0 {
 		return p.putRange(ctx, r, v, t.name, sum)
@@ -210,10 +244,30 @@ func (p *plane) put(ctx context.Context, r *request, t target) answer {
 	if err := p.receive(r, sum, up.Write); err != nil {
 		return failed(err)
 	}
+	if isFID { // in any case, for a shard may have come meanwhile
+		if err := p.notEncoded(ctx, v, fid); err != nil {
+			return failed(err)
+		}
+	}
 	if err := up.Commit(ctx); err != nil {
 		return failed(err)
 	}
 	return answer{status: http.StatusCreated}
+}
+
+var errEncoded = errors.New("the file is erasure-coded: there is a shard of it here")
+
+// notEncoded refuses to have a client store a copy of a file beside a shard of
+// it, which the copy would hide from those who read.
+func (p *plane) notEncoded(ctx context.Context, v *volume.Volume, fid protocol.FID) error {
+	_, err := v.Stat(ctx, shardName(fid, v.ID()))
+	switch {
+	case err == nil:
+		return fmt.Errorf("fid %d: %w", fid, errEncoded)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return err
 }
 
 // putRange writes in place, which is not atomic: what arrived before a failure
@@ -365,6 +419,8 @@ func statusOf(err error) int {
 		return http.StatusForbidden
 	case errors.Is(err, volume.ErrNoSpace):
 		return http.StatusInsufficientStorage
+	case errors.Is(err, errEncoded):
+		return http.StatusConflict
 	case errors.Is(err, errSlowBody):
 		return http.StatusRequestTimeout
 	case errors.Is(err, volume.ErrBadName), errors.Is(err, errBadPath), errors.Is(err, errWrongSum), errors.Is(err, errBadSum),
