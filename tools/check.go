@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"slices"
@@ -33,7 +34,7 @@ mogtool --json check | jq .problems`,
 }
 
 func statsCommand() *cli.Command {
-	return command("stats", "print the counters of every tracker", "",
+	return command("stats", "print the counters of every tracker, and what classes occupy", "",
 		`mogtool stats
 mogtool --json stats`,
 		need{0, 0, false}, nil, stats)
@@ -492,8 +493,12 @@ func stats(s *session, _ []string) error {
 	if err != nil {
 		return err
 	}
+	usage, err := s.client.ClassUsage(s.ctx())
+	if err != nil && !errors.Is(err, protocol.ErrUnknownCommand) {
+		return err
+	}
 	if s.out.json {
-		return list(s.out, all, nil, nil)
+		return errors.Join(list(s.out, all, nil, nil), classUsage(s.out, usage))
 	}
 	header := []string{"counter"}
 	for _, one := range all {
@@ -511,7 +516,30 @@ func stats(s *session, _ []string) error {
 		}
 		rows = append(rows, row)
 	}
-	return s.out.table(header, rows)
+	if err := s.out.table(header, rows); err != nil || len(usage) == 0 {
+		return err
+	}
+	if err := s.out.line(""); err != nil {
+		return err
+	}
+	return classUsage(s.out, usage)
+}
+
+// usageJSON is what the files of a class occupy.
+type usageJSON struct {
+	protocol.ClassUsage
+	Overhead float64 `json:"overhead"`
+}
+
+// classUsage writes what classes occupy.
+func classUsage(o *output, usage []protocol.ClassUsage) error {
+	rows := make([]usageJSON, len(usage))
+	for i, u := range usage {
+		rows[i] = usageJSON{u, math.Round(1000*u.Overhead()) / 1000}
+	}
+	return list(o, rows, []string{"domain", "class", ">files", ">size", ">stored", ">overhead"}, func(u usageJSON) []string {
+		return []string{u.Domain, u.Class, strconv.FormatInt(u.Files, 10), size(u.Bytes), size(u.Stored), fmt.Sprintf("%.0f %%", 100*u.Overhead)}
+	})
 }
 
 func console(s *session, args []string) error {
