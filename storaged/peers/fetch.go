@@ -68,10 +68,17 @@ type Piece struct {
 	cause   func() error
 }
 
-// Get asks for n bytes (at least one) at off of a file, or as many as it has from there. fs.ErrNotExist
-// says that there is no such file, io.EOF that it ends before off. Other errors
-// say that it could not be asked for. The request ends with ctx.
+// Get asks for n bytes (at least one) at off of a file, or as many as it has from
+// there. fs.ErrNotExist says that there is no such file, io.EOF that it ends
+// before off. Other errors say that it could not be asked for. The request ends
+// with ctx.
 func (c *Client) Get(ctx context.Context, daemon, path string, off, n int64) (*Piece, error) {
+	return c.get(ctx, ctx, daemon, path, off, n)
+}
+
+// get is Get for a caller who goes away with asking, and a request that ends with
+// ctx.
+func (c *Client) get(ctx, asking context.Context, daemon, path string, off, n int64) (*Piece, error) {
 	u, err := url.Parse(daemon + "/" + path)
 	if err != nil {
 		return nil, fmt.Errorf("GET %s/%s: %w", daemon, path, err)
@@ -79,6 +86,7 @@ func (c *Client) Get(ctx context.Context, daemon, path string, off, n int64) (*P
 	p := &Piece{url: daemon + "/" + path, silence: c.silence}
 	ctx, p.cancel = context.WithCancelCause(ctx)
 	p.cause = func() error { return context.Cause(ctx) }
+	defer context.AfterFunc(asking, func() { p.cancel(context.Cause(asking)) })()
 	p.dog = time.AfterFunc(p.silence, func() { p.cancel(fmt.Errorf("%w for %v: %w", errSilent, p.silence, os.ErrDeadlineExceeded)) })
 	req := (&http.Request{
 		Method: http.MethodGet, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
