@@ -71,6 +71,11 @@ type Question struct {
 	// On are the copies that count. Who asks decides which these are: the
 	// replicate worker leaves out those on dead devices.
 	On []Placement
+	// Length is the file's, in bytes.
+	Length int64
+	// Encoded is how the file is kept in shards, with those that count; nil where it
+	// is kept in copies.
+	Encoded *Encoded
 	// Devices is the whole cluster.
 	Devices []*cluster.Device
 	// Skip are devices that must not be copied to: those that failed in this
@@ -99,6 +104,15 @@ const (
 	Wait
 	// Copy means that another copy should be made: see Plan.Ideal.
 	Copy
+	// Encode means that the file should be made into shards, which are then in
+	// place of its copies: see Plan.Shards.
+	Encode
+	// Rebuild means that shards should be made that are missing, or moved that
+	// are ill placed: see Plan.Targets.
+	Rebuild
+	// Decode means that the file should be copies again, and its shards go: see
+	// Plan.Copies. An encoding is replaced by another by way of copies.
+	Decode
 )
 
 // String is the verdict's name in logs.
@@ -112,6 +126,12 @@ func (v Verdict) String() string {
 		return "wait"
 	case Copy:
 		return "copy"
+	case Encode:
+		return "encode"
+	case Rebuild:
+		return "rebuild"
+	case Decode:
+		return "decode"
 	}
 	return "unknown"
 }
@@ -136,6 +156,23 @@ type Plan struct {
 	Blocked bool
 	// Keep is how many other copies must be intact for one to be dropped.
 	Keep int
+
+	// K and M are, under Encode, the numbers of data and parity shards.
+	K, M int
+	// Shards are, under Encode, K+M devices in the order of the shards.
+	Shards []*cluster.Device
+	// Targets are, under Rebuild, where the shards of these indexes go. An index
+	// that is among those of the question moves; others are missing. Each target
+	// is a device that has no shard of the file.
+	Targets map[int]*cluster.Device
+	// Copies are, under Decode, the devices that are to have copies before the
+	// shards go, all of which they must have. One that has a shard may be among
+	// them.
+	Copies []*cluster.Device
+
+	// Why says, under Wait, what is in the way of shards, in words for people.
+	// It is empty where the file is not one that has shards, or should have.
+	Why string
 }
 
 // Target is where the next copy should go: the first of Ideal, else of

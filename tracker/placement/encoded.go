@@ -1,0 +1,37 @@
+package placement
+
+import "github.com/mogile/mogile/tracker/cluster"
+
+// Encoded is how a file is encoded, and where its shards are.
+type Encoded struct {
+	K, M   int // any K of the K+M shards make the file
+	Block  int // bytes of the file that stand together in a shard
+	Shards []ShardPlacement
+}
+
+// ShardPlacement is one shard of a file on a device. Those that count are the
+// asker's to decide, as with copies: not those on dead devices.
+type ShardPlacement struct {
+	Index    int // 0 to K+M-1
+	Device   *cluster.Device
+	Readable bool // it can be read now: neither its device nor its host is away
+}
+
+// Spare is how many more shards can be lost until the file is. It is below 0
+// where the file cannot be read even with all shards that count.
+func (e *Encoded) Spare() int { return e.count(func(ShardPlacement) bool { return true }) - e.K }
+
+// Readable is how many shards can be read now.
+func (e *Encoded) Readable() int { return e.count(func(s ShardPlacement) bool { return s.Readable }) }
+
+// count counts each index once.
+func (e *Encoded) count(counts func(ShardPlacement) bool) int {
+	n, seen := 0, uint64(0)
+	for _, s := range e.Shards {
+		if counts(s) && seen&(1<<s.Index) == 0 {
+			seen |= 1 << s.Index
+			n++
+		}
+	}
+	return n
+}
