@@ -49,6 +49,7 @@ type Store struct {
 	files     map[protocol.FID]schema.File
 	locations map[protocol.FID][]protocol.DevID
 	sums      map[protocol.FID]protocol.Checksum
+	encodings map[protocol.FID]schema.Encoding
 	rows      map[Key]*Row
 	tempfiles []schema.Tempfile
 	old       []protocol.FID
@@ -69,6 +70,7 @@ func NewStore() *Store {
 		files:     make(map[protocol.FID]schema.File),
 		locations: make(map[protocol.FID][]protocol.DevID),
 		sums:      make(map[protocol.FID]protocol.Checksum),
+		encodings: make(map[protocol.FID]schema.Encoding),
 		rows:      make(map[Key]*Row),
 		locks:     make(map[string]bool),
 		lost:      make(chan struct{}),
@@ -469,6 +471,7 @@ func (s *Store) FinishDeletion(ctx context.Context, j schema.Job) (bool, error) 
 	}
 	delete(s.rows, k)
 	delete(s.sums, j.FID)
+	delete(s.encodings, j.FID)
 	s.tempfiles = slices.DeleteFunc(s.tempfiles, func(t schema.Tempfile) bool { return t.FID == j.FID })
 	return true, nil
 }
