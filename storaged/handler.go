@@ -12,7 +12,7 @@ import (
 // belongs to a particular server, so that the server can be replaced.
 type handler interface {
 	// serve answers one request. It has read of the body what it wanted when it
-	// returns, and the answer's file is the caller's to close.
+	// returns, and the answer's file or parts are the caller's to close.
 	serve(ctx context.Context, r *request) answer
 }
 
@@ -33,6 +33,15 @@ type request struct {
 	trailerMD5 func() []string
 }
 
+// parts are a body that is put together while it is sent.
+type parts interface {
+	// next is the next piece of it, of at least one byte, which lasts until the next
+	// call. An error before the first piece is the answer; one that comes later ends
+	// the connection.
+	next(ctx context.Context) ([]byte, error)
+	close()
+}
+
 // answer is what a request gets.
 type answer struct {
 	status       int
@@ -45,7 +54,8 @@ type answer struct {
 	suspects     int          // shards found missing or bad of which trackers have not been told
 	file         *volume.File // the body is size bytes of it from off; nil where there is none
 	off          int64
-	text         []byte // the body, where file is nil
+	parts        parts  // make the body of size bytes, where file is nil; nil where there is none
+	text         []byte // the body, where neither is there
 	// stream makes the body piece by piece: each Write is sent at once, the last
 	// piece is returned. It is nil where there is no such body. Its context ends
 	// when the client is gone.

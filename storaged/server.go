@@ -215,6 +215,9 @@ func (x *session) answer(ctx context.Context, h *head) bool {
 	if a.file != nil {
 		defer a.file.Close() // opened for reading
 	}
+	if a.parts != nil {
+		defer a.parts.close()
+	}
 	// What is left of the body stands before the next request. A client that
 	// waits to be told to send it may or may not do so now.
 	if !a.close && (x.body.proceed != nil || !x.body.discard(keepReading)) {
@@ -264,6 +267,9 @@ func (x *session) send(ctx context.Context, isHead bool, a *answer) (int64, erro
 	if a.stream != nil {
 		return x.stream(ctx, a)
 	}
+	if a.parts != nil && !isHead {
+		return x.sendParts(ctx, a)
+	}
 	if a.file == nil || isHead {
 		out := x.appendHead(x.out[:0], a)
 		if !isHead {
@@ -312,6 +318,31 @@ func (x *session) send(ctx context.Context, isHead bool, a *answer) (int64, erro
 		}
 	}
 	return sent, nil
+}
+
+// sendParts sends a body piece by piece. The first is made before the head is
+// written, so that one that cannot be made is an answer of its own.
+func (x *session) sendParts(ctx context.Context, a *answer) (int64, error) {
+	piece, err := a.parts.next(ctx)
+	if err != nil {
+		*a = answer{status: statusOf(err), close: a.close, err: err}
+		_, err := x.conn.Write(x.appendHead(x.out[:0], a))
+		return 0, err
+	}
+	if _, err := x.conn.Write(x.appendHead(x.out[:0], a)); err != nil {
+		return 0, err
+	}
+	var sent int64
+	for {
+		n, err := x.conn.Write(piece[:min(int64(len(piece)), a.size-sent)])
+		if sent += int64(n); err != nil || sent == a.size {
+			return sent, err
+		}
+		if piece, err = a.parts.next(ctx); err != nil {
+			a.err = err
+			return sent, nil
+		}
+	}
 }
 
 // sendFile sends what is left of the answer's file after sent bytes, without
