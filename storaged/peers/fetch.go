@@ -56,7 +56,8 @@ func (c *Client) Close() { c.transport.CloseIdleConnections() }
 var errSilent = errors.New("the storage daemon is silent")
 
 // Piece is a part of a file as it comes from a storage daemon. It is read by one
-// goroutine at a time; Close may be called by another.
+// goroutine at a time; Close may be called by another meanwhile, and ends what
+// Read waits for.
 type Piece struct {
 	body    io.ReadCloser
 	url     string
@@ -73,12 +74,6 @@ type Piece struct {
 // before off. Other errors say that it could not be asked for. The request ends
 // with ctx.
 func (c *Client) Get(ctx context.Context, daemon, path string, off, n int64) (*Piece, error) {
-	return c.get(ctx, ctx, daemon, path, off, n)
-}
-
-// get is Get for a caller who goes away with asking, and a request that ends with
-// ctx.
-func (c *Client) get(ctx, asking context.Context, daemon, path string, off, n int64) (*Piece, error) {
 	u, err := url.Parse(daemon + "/" + path)
 	if err != nil {
 		return nil, fmt.Errorf("GET %s/%s: %w", daemon, path, err)
@@ -86,7 +81,6 @@ func (c *Client) get(ctx, asking context.Context, daemon, path string, off, n in
 	p := &Piece{url: daemon + "/" + path, silence: c.silence}
 	ctx, p.cancel = context.WithCancelCause(ctx)
 	p.cause = func() error { return context.Cause(ctx) }
-	defer context.AfterFunc(asking, func() { p.cancel(context.Cause(asking)) })()
 	p.dog = time.AfterFunc(p.silence, func() { p.cancel(fmt.Errorf("%w for %v: %w", errSilent, p.silence, os.ErrDeadlineExceeded)) })
 	req := (&http.Request{
 		Method: http.MethodGet, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
@@ -172,12 +166,7 @@ func (p *Piece) end() {
 
 // Close ends the request. Its connection is kept if all was read.
 func (p *Piece) Close() error {
-	if p.left == 0 {
-		// The end of the body has to be seen for the connection to be kept.
-		var b [1]byte
-		_, _ = p.body.Read(b[:])
-	}
-	_ = p.body.Close() // one that was not read to its end takes the connection with it
 	p.end()
+	_ = p.body.Close() // one that was not read to its end takes the connection with it
 	return nil
 }

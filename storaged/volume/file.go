@@ -63,7 +63,7 @@ func (f *File) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	n, err := f.readAt(p[:min(len(p), bufferSize)], f.off)
+	n, err := f.ReadSome(context.Background(), p, f.off)
 	f.off += int64(n)
 	if n > 0 && err == io.EOF {
 		err = nil
@@ -76,7 +76,7 @@ func (f *File) Read(p []byte) (int, error) {
 func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	total := 0
 	for total < len(p) {
-		n, err := f.readAt(p[total:min(len(p), total+bufferSize)], off+int64(total))
+		n, err := f.ReadSome(context.Background(), p[total:], off+int64(total))
 		total += n
 		if err != nil {
 			return total, err
@@ -85,9 +85,15 @@ func (f *File) ReadAt(p []byte, off int64) (int, error) {
 	return total, nil
 }
 
+// ReadSome reads as much of p at off as one operation does, for a caller who
+// waits no longer than ctx.
+func (f *File) ReadSome(ctx context.Context, p []byte, off int64) (int, error) {
+	return f.readAt(ctx, p[:min(len(p), bufferSize)], off)
+}
+
 // readAt reads through a buffer of its own: a read that hangs may come back and
 // write when p is its caller's again.
-func (f *File) readAt(p []byte, off int64) (int, error) {
+func (f *File) readAt(ctx context.Context, p []byte, off int64) (int, error) {
 	if f.closed.Load() {
 		return 0, wrap("read", f.v.id, f.name, fs.ErrClosed)
 	}
@@ -96,7 +102,7 @@ func (f *File) readAt(p []byte, off int64) (int, error) {
 		n   int
 		eof bool
 	}
-	got, err := do(context.Background(), f.v, func(*task) (piece, error) {
+	got, err := do(ctx, f.v, func(*task) (piece, error) {
 		buf := f.v.buffers.Get().(*[bufferSize]byte)
 		n, err := f.h.ReadAt(buf[:len(p)], off)
 		if err != nil && !errors.Is(err, io.EOF) {
@@ -172,7 +178,7 @@ func (f *File) ReadThrough(ctx context.Context, each func([]byte), once bool) (S
 		if err := ctx.Err(); err != nil {
 			return got, wrap("read", f.v.id, f.name, err)
 		}
-		n, err := f.readAt(own[:], got.Length)
+		n, err := f.ReadSome(ctx, own[:], got.Length)
 		got = got.Add(own[:n])
 		if each != nil && n > 0 {
 			each(own[:n])
