@@ -39,6 +39,8 @@ func policyOf(c protocol.PolicyCall) Policy {
 			}
 		}
 		return u
+	case protocol.PolicyErasureCode:
+		return ErasureCode{K: c.K, M: c.M, Min: c.Min}
 	}
 	panic(fmt.Sprintf("no policy is named %q", c.Name))
 }

@@ -189,6 +189,9 @@ func (p Plan) Target() *cluster.Device {
 
 // decide answers for any policy.
 func decide(p Policy, q Question) Plan {
+	if q.Encoded != nil {
+		return decode(p, q)
+	}
 	in := survey(q)
 	switch p.judge(in, q.On) {
 	case Good:
@@ -214,7 +217,8 @@ func decide(p Policy, q Question) Plan {
 // looked already says so in q.On, where a copy that is not intact counts as one
 // that cannot be read.
 //
-// It does not say whether the device lets anything be deleted.
+// It does not say whether the device lets anything be deleted. Of an encoded file
+// nothing may go.
 func MayDrop(p Policy, q Question, dev protocol.DevID) (ok bool, keepOthers int) {
 	in := survey(q)
 	keepOthers = keep(p, in)
