@@ -33,6 +33,7 @@ type Stray struct {
 	FID     FID
 	Size    int64
 	ModTime time.Time // in seconds
+	Shard   bool      // it is a shard, FID.ec
 	Kind    string    // gone, copy, rescue, doubtful or above
 	Result  string    // trashed, missing, changed, failed or kept; empty where nothing was to be deleted
 	Note    string    // where it is now, or why it is still here
@@ -68,7 +69,7 @@ func (c *Client) Strays(ctx context.Context, q StrayQuery) (StrayPage, error) {
 		row := "stray" + strconv.FormatInt(i+1, 10) + "_"
 		s := Stray{
 			FID: FID(max(0, Number(fields[row+"fid"]))), Size: Number(fields[row+"size"]), ModTime: time.Unix(Number(fields[row+"mtime"]), 0),
-			Kind: fields[row+"kind"], Result: fields[row+"result"], Note: fields[row+"note"],
+			Shard: Truthy(fields[row+"shard"]), Kind: fields[row+"kind"], Result: fields[row+"result"], Note: fields[row+"note"],
 		}
 		if s.FID == 0 || s.Kind == "" {
 			return StrayPage{}, fmt.Errorf("strays on dev%d: row %d has no fid or kind: %w", q.Dev, i+1, ErrBadReply)

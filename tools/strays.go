@@ -243,6 +243,9 @@ func (h *strayHunt) walk(dev protocol.DevID, remove, show bool) (*strayTally, er
 // show writes one stray.
 func (h *strayHunt) show(dev protocol.DevID, s protocol.Stray) error {
 	path := s.FID.Path(dev)
+	if s.Shard {
+		path = s.FID.ShardPath(dev)
+	}
 	if h.out.json {
 		return h.out.object(strayJSON{dev, s.FID, s.Size, s.ModTime.Unix(), s.Kind, path, s.Result, s.Note})
 	}

@@ -57,6 +57,9 @@ func (t *Tracker) strayPage(ctx context.Context, q *query) error {
 		q.reply.AddInt(row+"size", s.Size)
 		q.reply.AddInt(row+"mtime", s.ModTime.Unix())
 		q.reply.Add(row+"kind", string(s.Kind))
+		if s.Shard {
+			q.reply.Add(row+"shard", "1")
+		}
 		if s.Result != "" {
 			q.reply.Add(row+"result", s.Result)
 			q.reply.Add(row+"note", s.Note)

@@ -41,6 +41,7 @@ type CheckStorage interface {
 	// Sizes is asked for files on one device at a time.
 	Sizes(ctx context.Context, urls []string) []storage.SizeAnswer
 	Verify(ctx context.Context, url string, size int64, t protocol.HashType, reason string) (storage.Verified, error)
+	ShardStorage
 }
 
 var _ CheckStorage = (*storage.Client)(nil)
@@ -91,9 +92,10 @@ const (
 // Checker checks files and repairs what it can. It is safe for concurrent use.
 type Checker struct {
 	o       CheckerOptions
-	asks    *work.Limiter // runs of questions for sizes
-	reads   *work.Limiter // reads of content
-	readers chan struct{} // holds one element for each copy that is read
+	shards  schema.Encodings // nil where the store has none
+	asks    *work.Limiter    // runs of questions for sizes
+	reads   *work.Limiter    // reads of content
+	readers chan struct{}    // holds one element for each copy that is read
 	metrics checkMetrics
 
 	mu   sync.Mutex // guards rand
@@ -143,6 +145,7 @@ func NewChecker(o CheckerOptions) *Checker {
 			}),
 		},
 	}
+	c.shards, _ = o.Store.(schema.Encodings)
 	if o.Metrics != nil {
 		o.Metrics.MustRegister(c.metrics.files, c.metrics.events, c.metrics.bytes)
 	}
@@ -165,10 +168,11 @@ type batch struct {
 // inquiry is what is found out about one file.
 type inquiry struct {
 	subject
-	digest protocol.HashType
-	failed bool // a device could not be asked
-	copies map[protocol.DevID]observation
-	order  []protocol.DevID // for a search
+	digest  protocol.HashType
+	failed  bool // a device could not be asked
+	copies  map[protocol.DevID]observation
+	content *observation     // of all shards together
+	order   []protocol.DevID // for a search
 
 	policy  placement.Policy
 	classOf *cluster.Class
@@ -176,7 +180,7 @@ type inquiry struct {
 }
 
 func (q *inquiry) evidence(m Mode) evidence {
-	e := evidence{mode: m, class: q.class, row: q.row, digest: q.digest}
+	e := evidence{mode: m, class: q.class, row: q.row, digest: q.digest, encoding: q.encoding, recorded: q.file.Devices, content: q.content}
 	for _, o := range q.copies {
 		e.copies = append(e.copies, o)
 	}
@@ -218,10 +222,14 @@ func (b *batch) check(ctx context.Context, files []schema.LocatedFile) error {
 	if err != nil {
 		return err
 	}
+	encodings, err := b.encodings(ctx, files)
+	if err != nil {
+		return err
+	}
 	var look, suspects []*inquiry
 	var counts []protocol.FID
 	for _, f := range files {
-		q, err := b.inquire(snap, f, rows[f.FID])
+		q, err := b.inquire(snap, f, rows[f.FID], encodings)
 		if err != nil {
 			b.c.o.Log.Warn().Err(err).Uint64("fid", uint64(f.FID)).Msg("file cannot be checked")
 			b.stall(f.FID)
@@ -255,6 +263,9 @@ func (b *batch) check(ctx context.Context, files []schema.LocatedFile) error {
 		v := judge(q.evidence(b.mode))
 		if v.clean() {
 			b.finish(outcomeClean)
+			if len(v.behind) > 0 {
+				b.remind(ctx, snap, *q.encoding, v.behind)
+			}
 			continue
 		}
 		// What is not known to be good is looked at again under the lock.
@@ -262,6 +273,9 @@ func (b *batch) check(ctx context.Context, files []schema.LocatedFile) error {
 			if !slices.Contains(v.good, dev) {
 				delete(q.copies, dev)
 			}
+		}
+		if q.content != nil && !q.content.sum.Equal(q.row) {
+			q.content = nil
 		}
 		suspects = append(suspects, q)
 	}
@@ -320,7 +334,7 @@ func (b *batch) checksums(ctx context.Context, snap *cluster.Snapshot, files []s
 }
 
 // inquire puts together what the database and the snapshot say of a file.
-func (b *batch) inquire(snap *cluster.Snapshot, f schema.LocatedFile, row protocol.Checksum) (*inquiry, error) {
+func (b *batch) inquire(snap *cluster.Snapshot, f schema.LocatedFile, row protocol.Checksum, encodings map[protocol.FID]schema.Encoding) (*inquiry, error) {
 	class := snap.Class(f.DMID, f.ClassID)
 	if class == nil {
 		return nil, fmt.Errorf("fid %d is in class %d of domain %d, which is not known", f.FID, f.ClassID, f.DMID)
@@ -350,23 +364,32 @@ func (b *batch) inquire(snap *cluster.Snapshot, f schema.LocatedFile, row protoc
 			q.away = append(q.away, dev)
 		}
 	}
-	q.satisfied = len(f.Devices) > 0 && b.likes(q, f.Devices)
+	q.satisfied = len(f.Devices) > 0 && b.likes(q, f.Devices, q.encoding)
 	return q, nil
 }
 
-// likes reports whether the file's policy is satisfied with copies on devs and
-// wants none of them dropped.
-func (b *batch) likes(q *inquiry, devs []protocol.DevID) bool {
-	var on []placement.Placement
+// likes reports whether the file's policy is satisfied with copies on devs, or
+// shards as e has them, and wants none of them elsewhere or dropped.
+func (b *batch) likes(q *inquiry, devs []protocol.DevID, e *schema.Encoding) bool {
+	ask := placement.Question{
+		Devices: q.snap.DeviceList, Length: q.file.Length,
+		MinDevCount: q.classOf.MinDevCount, MinFreeMB: b.c.o.MinFreeMB, Rand: b.rng,
+	}
+	if e != nil {
+		ask.Encoded = &placement.Encoded{K: e.K, M: e.M, Block: e.Block}
+	}
 	for _, dev := range devs {
-		if d := q.snap.Device(dev); d != nil {
-			on = append(on, placement.Placement{Device: d, Readable: d.Readable()})
+		d := q.snap.Device(dev)
+		if d == nil {
+			continue
+		}
+		if i := shardOn(e, dev); i >= 0 {
+			ask.Encoded.Shards = append(ask.Encoded.Shards, placement.ShardPlacement{Index: i, Device: d, Readable: d.Readable()})
+		} else {
+			ask.On = append(ask.On, placement.Placement{Device: d, Readable: d.Readable()})
 		}
 	}
-	plan := q.policy.Decide(placement.Question{
-		On: on, Devices: q.snap.DeviceList,
-		MinDevCount: q.classOf.MinDevCount, MinFreeMB: b.c.o.MinFreeMB, Rand: b.rng,
-	})
+	plan := q.policy.Decide(ask)
 	switch plan.Verdict {
 	case placement.Good:
 		return true
@@ -447,26 +470,38 @@ func (b *batch) observe(ctx context.Context, files []*inquiry) error {
 	}
 	ctx, stop := b.whileAlive(ctx)
 	defer stop()
-	sizes := make(map[protocol.DevID][]*inquiry)
+	sizes, headers, blocks := make(map[protocol.DevID][]*inquiry), make(map[protocol.DevID][]*inquiry), make(map[protocol.DevID][]*inquiry)
 	for _, q := range files {
 		for _, dev := range q.file.Devices {
-			if _, known := q.copies[dev]; known {
-				continue
+			isShard := shardOn(q.encoding, dev) >= 0
+			switch _, known := q.copies[dev]; {
+			case known:
+			case slices.Contains(q.dead, dev):
+				q.copies[dev] = observation{dev: dev, state: onDead, isShard: isShard}
+			case isShard && b.mode.readsShards(q.subject):
+				blocks[dev] = append(blocks[dev], q)
+			case isShard:
+				headers[dev] = append(headers[dev], q)
+			default:
+				sizes[dev] = append(sizes[dev], q)
 			}
-			if slices.Contains(q.dead, dev) {
-				q.copies[dev] = observation{dev: dev, state: onDead}
-				continue
-			}
-			sizes[dev] = append(sizes[dev], q)
 		}
 	}
-	b.eachDevice(sizes, func(dev protocol.DevID, files []*inquiry) { b.measure(ctx, dev, files) })
+	b.eachDevice(sizes, func(dev protocol.DevID, files []*inquiry) { b.measure(ctx, dev, files, askAtOnce, b.measureSome) })
+	b.eachDevice(headers, func(dev protocol.DevID, files []*inquiry) {
+		b.measure(ctx, dev, files, protocol.MaxShardStates, b.headersOf)
+	})
+	b.eachDevice(blocks, func(dev protocol.DevID, files []*inquiry) {
+		for _, q := range files {
+			b.readShard(ctx, dev, q)
+		}
+	})
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	contents, witnesses := make(map[protocol.DevID][]*inquiry), make(map[protocol.DevID][]*inquiry)
 	for _, q := range files {
-		if q.failed || q.digest == protocol.HashNone {
+		if q.failed || q.digest == protocol.HashNone || q.encoding != nil {
 			continue
 		}
 		for _, dev := range q.file.Devices {
@@ -488,6 +523,7 @@ func (b *batch) observe(ctx context.Context, files []*inquiry) error {
 			b.recall(ctx, dev, q)
 		}
 	})
+	b.readEncoded(ctx, files)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
@@ -535,24 +571,25 @@ func (b *batch) note(q *inquiry, o observation) {
 	q.copies[o.dev] = o
 }
 
-// measure asks a device for the sizes of files.
-func (b *batch) measure(ctx context.Context, dev protocol.DevID, files []*inquiry) {
+// measure asks a device about files, so many at a time.
+func (b *batch) measure(ctx context.Context, dev protocol.DevID, files []*inquiry, atOnce int, ask func(context.Context, protocol.DevID, []*inquiry)) {
 	var g errgroup.Group
 	g.SetLimit(b.c.o.PerDevice)
-	for some := range slices.Chunk(files, askAtOnce) {
+	for some := range slices.Chunk(files, atOnce) {
 		g.Go(func() error {
 			release, err := b.c.asks.Acquire(ctx, dev)
 			if err != nil {
 				return nil // the caller sees that ctx has ended
 			}
 			defer release()
-			b.measureSome(ctx, dev, some)
+			ask(ctx, dev, some)
 			return nil
 		})
 	}
 	_ = g.Wait() // they return none
 }
 
+// measureSome asks for the sizes of copies.
 func (b *batch) measureSome(ctx context.Context, dev protocol.DevID, files []*inquiry) {
 	d := files[0].snap.Device(dev)
 	if d == nil || b.isGone(dev) {
@@ -608,23 +645,12 @@ func (b *batch) read(ctx context.Context, dev protocol.DevID, q *inquiry) {
 		b.note(q, observation{dev: dev})
 		return
 	}
-	if err := b.bandwidth(ctx, q.file.Length); err != nil {
-		b.note(q, observation{dev: dev})
-		return
-	}
-	release, err := b.c.reads.Acquire(ctx, dev)
+	release, err := b.mayRead(ctx, dev, q.file.Length)
 	if err != nil {
 		b.note(q, observation{dev: dev})
 		return
 	}
 	defer release()
-	select {
-	case b.c.readers <- struct{}{}:
-		defer func() { <-b.c.readers }()
-	case <-ctx.Done():
-		b.note(q, observation{dev: dev})
-		return
-	}
 	reading, stop := b.whileReadable(ctx, dev)
 	content, err := b.c.o.Storage.Verify(reading, d.ReadURL(q.file.FID, cluster.Viewer{}), q.file.Length, q.digest, reason)
 	if err != nil && context.Cause(reading) == errWentAway {
@@ -638,10 +664,7 @@ func (b *batch) read(ctx context.Context, dev protocol.DevID, q *inquiry) {
 	switch {
 	case err == nil:
 		o = verified(dev, q.file.Length, content)
-		b.mu.Lock()
-		b.tally.Bytes += q.file.Length
-		b.mu.Unlock()
-		b.c.metrics.bytes.Add(float64(q.file.Length))
+		b.haveRead(q.file.Length)
 	case errors.Is(err, storage.ErrMissing):
 		o.state = missing
 	case b.answers(ctx, d, q.file.FID, err):
@@ -700,6 +723,33 @@ func verified(dev protocol.DevID, length int64, v storage.Verified) observation 
 		o.stored, o.computed = v.Stored, &v.Found
 	}
 	return o
+}
+
+// mayRead waits until n bytes may be read from a device, which reads one file at
+// a time. An error is the end of ctx.
+func (b *batch) mayRead(ctx context.Context, dev protocol.DevID, n int64) (release func(), err error) {
+	if err := b.bandwidth(ctx, n); err != nil {
+		return nil, err
+	}
+	leave, err := b.c.reads.Acquire(ctx, dev)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case b.c.readers <- struct{}{}:
+		return func() { <-b.c.readers; leave() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, context.Cause(ctx)
+	}
+}
+
+// haveRead counts n bytes of content.
+func (b *batch) haveRead(n int64) {
+	b.mu.Lock()
+	b.tally.Bytes += n
+	b.mu.Unlock()
+	b.c.metrics.bytes.Add(float64(n))
 }
 
 // bandwidth waits until n bytes may be read.

@@ -37,6 +37,7 @@ type bytesOn struct {
 type disks struct {
 	mu     sync.Mutex
 	files  map[protocol.DevID]map[protocol.FID]bytesOn
+	shards map[protocol.FIDOn]protocol.ShardState
 	broken map[protocol.DevID]error                   // what a device answers with
 	hung   map[protocol.DevID]bool                    // devices that answer after patience, with an error
 	once   func(dev protocol.DevID, fid protocol.FID) // called ahead of each question about a file
@@ -50,7 +51,7 @@ const patience = 2 * time.Second
 
 func newDisks() *disks {
 	return &disks{
-		files: make(map[protocol.DevID]map[protocol.FID]bytesOn), broken: make(map[protocol.DevID]error),
+		files: make(map[protocol.DevID]map[protocol.FID]bytesOn), shards: make(map[protocol.FIDOn]protocol.ShardState), broken: make(map[protocol.DevID]error),
 		hung: make(map[protocol.DevID]bool), asked: make(map[protocol.DevID]int), reads: make(map[protocol.DevID]int),
 	}
 }
@@ -77,6 +78,10 @@ func (d *disks) ask(ctx context.Context, raw string) (bytesOn, protocol.DevID, e
 		panic(err)
 	}
 	dev, fid, err := protocol.ParsePath(u.Path)
+	shard := err != nil
+	if shard {
+		dev, fid, err = protocol.ParseShardPath(u.Path)
+	}
 	if err != nil {
 		panic(err)
 	}
@@ -86,6 +91,9 @@ func (d *disks) ask(ctx context.Context, raw string) (bytesOn, protocol.DevID, e
 	d.mu.Lock()
 	d.asked[dev]++
 	b, ok := d.files[dev][fid]
+	if s, has := d.shards[protocol.FIDOn{FID: fid, Dev: dev}]; shard {
+		b, ok = bytesOn{content: strings.Repeat("s", s.Index+1)}, has // a size of its own for each
+	}
 	broken, hung := d.broken[dev], d.hung[dev]
 	d.mu.Unlock()
 	switch {

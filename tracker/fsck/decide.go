@@ -81,7 +81,8 @@ const (
 	onDead                  // its device is dead
 )
 
-// observation is what was found of one copy.
+// observation is what was found of one copy, or of one shard: one with another
+// header than it should have, or with bad blocks, is unreadable.
 type observation struct {
 	dev   protocol.DevID
 	state state
@@ -90,6 +91,13 @@ type observation struct {
 	// what was found now, nil where a daemon of another make gave nothing but the digest.
 	sum              protocol.Checksum
 	stored, computed *protocol.ContentSum
+
+	// isShard is set where a shard was looked for. Of an intact one index says which
+	// it is, epoch of what time the placement is that it bears, and crc what CRC32C
+	// the file's content has.
+	isShard      bool
+	index, epoch int
+	crc          uint32
 }
 
 // rotten reports whether the copy is not what its storage daemon once wrote.
@@ -104,6 +112,10 @@ type evidence struct {
 	row    protocol.Checksum // the stored one, zero where there is none
 	digest protocol.HashType // by which the copies were compared, HashNone where only their lengths were looked at
 	copies []observation
+
+	encoding *schema.Encoding // nil where the file is kept in copies
+	recorded []protocol.DevID // of an encoded file: where it is recorded
+	content  *observation     // of an encoded file: what all shards together contain; nil where that was not read
 }
 
 // event is a line of fsck_log about a file; dev is 0 where no device is meant.
@@ -119,24 +131,40 @@ type verdict struct {
 	bad    []protocol.DevID  // known to be wrong, their bytes still there
 	forget []protocol.DevID  // there are no bytes, or nobody counts on them
 	sum    protocol.Checksum // to be stored, zero where there is nothing to
+
+	// Of an encoded file, whose shards are what good names.
+	need   int                    // how many of them it takes to read the file
+	whole  []protocol.DevID       // good copies that are recorded beside the shards
+	placed map[int]protocol.DevID // shards that are to be recorded anew
+	epoch  int                    // of the placement that is to be recorded then
+	found  []event                // of those that are elsewhere than is recorded
+	behind []protocol.DevID       // of the good: those that bear an older placement than is recorded
 }
 
 // clean reports whether there is nothing to say and nothing to do.
 func (v verdict) clean() bool {
-	return len(v.events) == 0 && len(v.bad) == 0 && len(v.forget) == 0 && v.sum.IsZero()
+	return len(v.events) == 0 && len(v.bad) == 0 && len(v.forget) == 0 && v.sum.IsZero() && len(v.placed) == 0
+}
+
+// enough reports whether the file can be read from what is known to be good.
+func (v verdict) enough() bool {
+	return len(v.good) >= max(1, v.need) || len(v.whole) > 0
 }
 
 // droppable are the bad copies that may be taken out of service: all of them
-// while there is a good one, else none.
+// while the file can be read from good ones, else none.
 func (v verdict) droppable() []protocol.DevID {
-	if len(v.good) == 0 {
+	if !v.enough() {
 		return nil
 	}
 	return v.bad
 }
 
-// judge says which copies are good.
+// judge says which copies, or shards, are good.
 func judge(e evidence) verdict {
+	if e.encoding != nil {
+		return judgeShards(e)
+	}
 	var v verdict
 	var whole []observation
 	for _, o := range e.copies {
@@ -297,6 +325,17 @@ type subject struct {
 	satisfied bool             // its policy, all recorded devices counted, the dead ones too
 	dead      []protocol.DevID // of its devices
 	away      []protocol.DevID // of its devices: those that are not dead and cannot be read now
+	encoding  *schema.Encoding // nil where the file is kept in copies
+}
+
+// living is how many of the file's copies, or shards, are on devices that are
+// not dead, and how many of them it takes to read it.
+func (s subject) living() (n, need int) {
+	n, need = len(s.file.Devices)-len(s.dead), 1
+	if s.encoding != nil {
+		need = s.encoding.K
+	}
+	return n, need
 }
 
 // step is what is to be done next about a file.
@@ -328,36 +367,45 @@ func (m Mode) first(s subject) step {
 // namespace reports whether, under the lock, the database alone says what to
 // do about a file: the devices are not to be asked.
 func (m Mode) namespace(s subject) bool {
-	return m.PolicyOnly && len(s.file.Devices) > len(s.dead) && m.digest(s.class, s.row) == protocol.HashNone
+	living, need := s.living()
+	return m.PolicyOnly && living >= need && m.digest(s.class, s.row) == protocol.HashNone
 }
 
 // repair is what is done about a file, in this order: the events are logged,
-// replication is queued, found is recorded, sum is stored, forget and drop go.
+// replication is queued, found or placed is recorded, sum is stored, forget and
+// drop go.
 type repair struct {
 	file    schema.LocatedFile
 	events  []event
-	found   protocol.DevID // 0: none
+	found   protocol.DevID // of a copy; 0: none
 	sum     protocol.Checksum
 	forget  []protocol.DevID // rows only
 	drop    []protocol.DevID // rows, and bytes to the trash
 	requeue bool             // for replication
 	stalled bool             // there is more to be found out later
-	lost    bool             // no good copy is known
+	lost    bool             // no good copy is known, or too few shards
+
+	encoding *schema.Encoding // as it was read; a copy that is found takes its place
+	placed   map[int]protocol.DevID
+	epoch    int  // of placed
+	bare     bool // no further shard may be lost
 }
 
-// search is what looking for copies on all devices brought.
+// search is what looking for copies, or shards, on all devices brought.
 type search struct {
-	found   protocol.DevID // 0: none
+	found   protocol.DevID // of a copy; 0: none
 	matches bool           // the copy found has the digest that is stored, or none is or was asked for
 	away    bool           // some device could not be asked, and none had a good copy
+	shards  []observation  // found whole where they are not recorded; a verdict counts them already
 }
 
 // plan is what to do about a file under its lock. v is nil where its devices
 // were not asked; looked is nil where there was no search, which there must be
-// if v is not nil and knows of no whole copy: see [lost]. satisfied says whether
-// the policy likes devices.
-func (m Mode) plan(s subject, v *verdict, looked *search, satisfied func(devices []protocol.DevID) bool) repair {
-	r := repair{file: s.file}
+// if v is not nil and does not know enough to read the file: see [lost].
+// satisfied says whether the policy likes the file with copies or shards on
+// devices, the shards placed as the encoding has them; nil where there is none.
+func (m Mode) plan(s subject, v *verdict, looked *search, satisfied func(devices []protocol.DevID, e *schema.Encoding) bool) repair {
+	r := repair{file: s.file, encoding: s.encoding}
 	switch {
 	case len(s.file.Devices) == 0:
 		r.events = append(r.events, event{code: CodeNoPaths})
@@ -372,11 +420,14 @@ func (m Mode) plan(s subject, v *verdict, looked *search, satisfied func(devices
 			r.forget = nil
 		}
 	case looked == nil:
-		r.events = append(r.events, v.events...)
-		r.forget, r.drop, r.sum = v.forget, v.droppable(), v.sum
+		r.events = slices.Concat(r.events, v.events, v.found)
+		r.forget, r.drop, r.sum, r.placed, r.epoch = v.forget, v.droppable(), v.sum, v.placed, v.epoch
 	default:
 		r.events = append(append(r.events, v.events...), event{code: CodeSearch})
 		switch {
+		case s.encoding != nil && v.enough():
+			r.events = append(r.events, v.found...)
+			r.forget, r.drop, r.sum, r.placed, r.epoch = v.forget, v.droppable(), v.sum, v.placed, v.epoch
 		case looked.found != 0:
 			r.events = append(r.events, event{CodeFound, looked.found})
 			r.found, r.forget = looked.found, v.forget
@@ -390,27 +441,46 @@ func (m Mode) plan(s subject, v *verdict, looked *search, satisfied func(devices
 			return r
 		default:
 			r.events = append(r.events, event{code: CodeGone})
-			r.forget, r.lost = v.forget, true
+			r.lost = true
+			if s.encoding == nil {
+				r.forget = v.forget // else one shard that comes back may be all that it takes
+			}
 			return r
 		}
 	}
-	left := slices.DeleteFunc(slices.Clone(s.file.Devices), func(d protocol.DevID) bool {
-		return slices.Contains(r.forget, d) || slices.Contains(r.drop, d)
-	})
-	if r.found != 0 {
-		left = append(left, r.found)
-		slices.Sort(left)
-	}
-	if len(left) > 0 && !satisfied(left) {
+	left, e := r.after()
+	if len(left) > 0 && !satisfied(left, e) {
 		r.events = append(r.events, event{code: CodeReplicate})
 		r.requeue = true
+	}
+	if e != nil {
+		r.bare = len(left) <= e.K
 	}
 	return r
 }
 
-// lost reports whether no copy of the right length could be read: then all
-// devices are searched for one.
-func lost(copies []observation) bool {
+// after is what is recorded of the file when all is done.
+func (r repair) after() ([]protocol.DevID, *schema.Encoding) {
+	if r.found != 0 && r.encoding != nil {
+		return []protocol.DevID{r.found}, nil
+	}
+	devs, e := r.file.Devices, r.encoding
+	if r.found != 0 {
+		devs = append(slices.Clone(devs), r.found)
+		slices.Sort(devs)
+	}
+	if len(r.placed) > 0 {
+		devs, e = replaced(devs, *e, r.placed)
+	}
+	return without(devs, slices.Concat(r.forget, r.drop)...), e
+}
+
+// lost reports whether the file cannot be read from what is where it is
+// recorded, as far as that was looked at: then all devices are searched.
+func (v verdict) lost(copies []observation) bool {
+	if v.need > 0 {
+		return !v.enough()
+	}
 	return !slices.ContainsFunc(copies, func(o observation) bool { return o.state == intact })
 }
 

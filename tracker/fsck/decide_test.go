@@ -316,7 +316,7 @@ func TestPlan(t *testing.T) {
 	v := func(v verdict) *verdict { return &v }
 	type devs = []protocol.DevID
 	sum := sumOf(protocol.HashMD5, "a")
-	two := func(left []protocol.DevID) bool { return len(left) == 2 }
+	two := func(left []protocol.DevID, _ *schema.Encoding) bool { return len(left) == 2 }
 	for _, c := range []struct {
 		name                   string
 		mode                   Mode

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -78,16 +80,24 @@ func (b *batch) repairLocked(ctx context.Context, suspects []*inquiry) (left []*
 		e := q.evidence(b.mode)
 		v := judge(e)
 		verdicts[q] = &v
-		if lost(e.copies) {
+		if v.lost(e.copies) {
 			searched[q] = nil
 		}
 	}
 	if err := b.search(ctx, searched); err != nil {
 		return files, err
 	}
+	for q := range searched {
+		if q.encoding != nil { // shards that were found count
+			v := judge(q.evidence(b.mode))
+			verdicts[q] = &v
+		}
+	}
 	var plans []repair
 	for _, q := range files {
-		r := b.mode.plan(q.subject, verdicts[q], searched[q], func(devs []protocol.DevID) bool { return b.likes(q, devs) })
+		r := b.mode.plan(q.subject, verdicts[q], searched[q], func(devs []protocol.DevID, e *schema.Encoding) bool {
+			return b.likes(q, devs, e)
+		})
 		if r.stalled {
 			for _, dev := range q.away {
 				b.gone(dev, errNotObserved)
@@ -124,18 +134,24 @@ func (b *batch) reread(ctx context.Context, suspects []*inquiry) ([]*inquiry, er
 	if err != nil {
 		return nil, err
 	}
+	encodings, err := b.encodings(ctx, files)
+	if err != nil {
+		return nil, err
+	}
 	slices.SortFunc(files, func(a, b schema.LocatedFile) int { return int(a.FID) - int(b.FID) })
 	var still []*inquiry
 	for _, f := range files {
 		was := before[f.FID]
 		delete(before, f.FID)
-		q, err := b.inquire(snap, f, rows[f.FID])
+		q, err := b.inquire(snap, f, rows[f.FID], encodings)
 		if err != nil {
 			b.c.o.Log.Warn().Err(err).Uint64("fid", uint64(f.FID)).Msg("file cannot be checked")
 			b.stall(f.FID)
 			continue
 		}
-		if slices.Equal(f.Devices, was.file.Devices) && f.Length == was.file.Length && q.digest == was.digest && q.row.Equal(was.row) {
+		if slices.Equal(f.Devices, was.file.Devices) && f.Length == was.file.Length && q.digest == was.digest && q.row.Equal(was.row) &&
+			reflect.DeepEqual(q.encoding, was.encoding) {
+			q.content = was.content
 			for dev, o := range was.copies {
 				if !slices.Contains(q.dead, dev) {
 					q.copies[dev] = o
@@ -173,7 +189,7 @@ func (b *batch) search(ctx context.Context, files map[*inquiry]*search) error {
 	}
 	for _, q := range all {
 		g.Go(func() error {
-			s := b.searchFor(ctx, q)
+			s := b.lookEverywhere(ctx, q)
 			mu.Lock()
 			defer mu.Unlock()
 			files[q] = &s
@@ -185,6 +201,13 @@ func (b *batch) search(ctx context.Context, files map[*inquiry]*search) error {
 		return context.Cause(ctx)
 	}
 	return nil
+}
+
+func (b *batch) lookEverywhere(ctx context.Context, q *inquiry) search {
+	if q.encoding != nil {
+		return b.searchShards(ctx, q)
+	}
+	return b.searchFor(ctx, q)
 }
 
 // searchFor looks for a copy of one file. One that cannot be told from a wrong
@@ -263,7 +286,7 @@ func (b *batch) matches(ctx context.Context, q *inquiry, dev protocol.DevID) boo
 // that is short of a copy in the queue.
 func (b *batch) announce(ctx context.Context, plans []repair) error {
 	var events []schema.FsckEvent
-	var requeue []protocol.FID
+	var requeue, urgent []protocol.FID
 	for _, r := range plans {
 		for _, e := range r.events {
 			row := schema.FsckEvent{FID: r.file.FID, Code: e.code}
@@ -272,20 +295,29 @@ func (b *batch) announce(ctx context.Context, plans []repair) error {
 			}
 			events = append(events, row)
 			if e.code == CodeGone || e.code == CodeManySums || e.code == CodeBadSum && e.dev == 0 {
-				b.c.o.Log.Error().Uint64("fid", uint64(r.file.FID)).Str("code", e.code).Uints32("devids", ids(r.file.Devices)).
-					Msg("file has no copy that is known to be good")
+				what := "file has no copy that is known to be good"
+				if r.encoding != nil {
+					what = "file has too few shards that are known to be good, or not the content that it should have"
+				}
+				b.c.o.Log.Error().Uint64("fid", uint64(r.file.FID)).Str("code", e.code).Uints32("devids", ids(r.file.Devices)).Msg(what)
 			}
 		}
-		if r.requeue {
+		switch {
+		case r.requeue && r.bare:
+			urgent = append(urgent, r.file.FID)
+		case r.requeue:
 			requeue = append(requeue, r.file.FID)
 		}
 	}
 	if err := b.log(ctx, events); err != nil {
 		return err
 	}
-	if len(requeue) > 0 {
-		if err := b.c.o.Store.QueueReplication(ctx, requeue, 0, requeueDelay); err != nil {
-			return fmt.Errorf("queue %d fids for replication: %w", len(requeue), err)
+	for delay, fids := range map[time.Duration][]protocol.FID{0: urgent, requeueDelay: requeue} {
+		if len(fids) == 0 {
+			continue
+		}
+		if err := b.c.o.Store.QueueReplication(ctx, fids, 0, delay); err != nil {
+			return fmt.Errorf("queue %d fids for replication: %w", len(fids), err)
 		}
 	}
 	return nil
@@ -333,6 +365,17 @@ func (b *batch) act(ctx context.Context, r *repair) error {
 
 func (b *batch) change(ctx context.Context, r *repair) error {
 	store, fid, devs := b.c.o.Store, r.file.FID, r.file.Devices
+	if r.found != 0 && r.encoding != nil {
+		return b.c.shards.RecordDecoding(ctx, fid, r.encoding.ID, []protocol.DevID{r.found}, devs)
+	}
+	if len(r.placed) > 0 {
+		e, err := b.c.shards.PlaceShards(ctx, fid, r.encoding.ID, r.epoch, r.placed, devs)
+		if err != nil {
+			return err
+		}
+		devs, _ = replaced(devs, *r.encoding, r.placed)
+		b.remind(ctx, b.c.o.Cluster.Snapshot(), e, e.Devices)
+	}
 	if r.found != 0 {
 		if err := store.AddLocation(ctx, fid, r.found, devs); err != nil {
 			return err

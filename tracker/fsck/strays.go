@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,6 +30,7 @@ type StrayStorage interface {
 	List(ctx context.Context, hostport string, o protocol.ListOrder) (protocol.Listing, error)
 	Trash(ctx context.Context, hostport string, o protocol.TrashOrder) (map[protocol.FID]protocol.TrashResult, error)
 	Sizes(ctx context.Context, urls []string) []storage.SizeAnswer
+	ShardStorage
 }
 
 // StrayOptions configure [Strays].
@@ -49,6 +48,7 @@ type StrayOptions struct {
 // does not do. It keeps nothing from one page to the next.
 type Strays struct {
 	o       StrayOptions
+	shards  schema.Encodings // nil where the store has none
 	trashed *prometheus.CounterVec
 }
 
@@ -58,6 +58,7 @@ func NewStrays(o StrayOptions) *Strays {
 		Name: "mogile_strays_deleted_total",
 		Help: "Strays that were to be deleted, by what became of them: trashed, missing, changed (rewritten meanwhile), failed, kept (something may need or works on them).",
 	}, []string{"result"})}
+	s.shards, _ = o.Store.(schema.Encodings)
 	if o.Metrics != nil {
 		o.Metrics.MustRegister(s.trashed)
 	}
@@ -101,15 +102,15 @@ type StrayKind string
 const (
 	// StrayGone: no file has this fid (any more).
 	StrayGone StrayKind = "gone"
-	// StrayCopy: the file is there, and is known to have good copies; that this
-	// is one is not known.
+	// StrayCopy: the file is there, and is known to have good copies, or shards
+	// enough; that this is one is not known.
 	StrayCopy StrayKind = "copy"
 	// StrayRescue: the file is there, and no recorded copy of it is known to be
-	// good, while this has the right length: it is never deleted, and fsck
-	// adopts it.
+	// good, or too few shards, while this has the right length, or is one of these
+	// shards: it is never deleted, and fsck adopts it.
 	StrayRescue StrayKind = "rescue"
-	// StrayDoubtful: as StrayRescue, but of another length. It is never deleted,
-	// either.
+	// StrayDoubtful: as StrayRescue, but of another length, or a shard of another
+	// encoding. It is never deleted, either.
 	StrayDoubtful StrayKind = "doubtful"
 	// StrayAbove: the fid is higher than any that was issued, so that the database
 	// may be older than the device, or the device another cluster's. It is never
@@ -139,7 +140,29 @@ type known struct {
 	highest protocol.FID // that was ever issued
 	debug   schema.FileDebug
 	// lengths are those of the recorded copies that could be asked.
-	lengths map[protocol.DevID]int64
+	lengths  map[protocol.DevID]int64
+	encoding *schema.Encoding // nil where the file is kept in copies
+	shards   int              // of the encoding: how many are where they are recorded, as far as that could be asked
+	ours     bool             // the stray is one of these shards
+}
+
+// good reports whether the file can be read from what is recorded.
+func (k known) good() bool {
+	if k.encoding != nil && k.shards >= k.encoding.K {
+		return true
+	}
+	for _, length := range k.lengths {
+		if length == k.debug.File.Length {
+			return true
+		}
+	}
+	return false
+}
+
+// recordedAs reports whether a file found on dev is what is recorded there: a
+// shard, or a copy.
+func recordedAs(f protocol.StoredFile, dev protocol.DevID, recorded []protocol.DevID, e *schema.Encoding) bool {
+	return slices.Contains(recorded, dev) && f.Shard == (shardOn(e, dev) >= 0)
 }
 
 // judgeStray decides what a file found on dev is; pending says that something is
@@ -160,15 +183,11 @@ func judgeStray(dev protocol.DevID, f protocol.StoredFile, k known) (kind StrayK
 		return StrayAbove, false
 	case k.debug.File == nil:
 		return StrayGone, false
-	case slices.Contains(k.debug.Devices, dev):
+	case recordedAs(f, dev, k.debug.Devices, k.encoding):
 		return "", false
-	}
-	for _, length := range k.lengths {
-		if length == k.debug.File.Length {
-			return StrayCopy, false
-		}
-	}
-	if f.Size == k.debug.File.Length {
+	case k.good():
+		return StrayCopy, false
+	case k.ours, !f.Shard && f.Size == k.debug.File.Length:
 		return StrayRescue, false
 	}
 	return StrayDoubtful, false
@@ -183,8 +202,8 @@ func (s *Strays) Page(ctx context.Context, q StrayQuery) (StrayPage, error) {
 	if err != nil {
 		return StrayPage{}, err
 	}
-	hostport := net.JoinHostPort(d.Host.Address(cluster.Viewer{}), strconv.Itoa(d.Host.Port))
-	list, err := s.o.Storage.List(ctx, hostport, protocol.ListOrder{Dev: q.Dev, After: q.After, Limit: q.Limit})
+	hostport := orders(d)
+	list, err := s.o.Storage.List(ctx, hostport, protocol.ListOrder{Dev: q.Dev, After: q.After, Limit: q.Limit, Shards: true})
 	if err != nil {
 		return StrayPage{}, err
 	}
@@ -231,7 +250,8 @@ func (s *Strays) device(dev protocol.DevID, toDelete bool) (*cluster.Device, err
 	return d, nil
 }
 
-// unknown are those files of which the database has no location on dev.
+// unknown are those files of which the database has no location on dev, or one
+// of another kind.
 func (s *Strays) unknown(ctx context.Context, dev protocol.DevID, files []protocol.StoredFile, page *StrayPage) ([]protocol.StoredFile, error) {
 	fids := make([]protocol.FID, len(files))
 	for i, f := range files {
@@ -245,11 +265,37 @@ func (s *Strays) unknown(ctx context.Context, dev protocol.DevID, files []protoc
 	if err != nil {
 		return nil, fmt.Errorf("strays: read %d fids: %w", len(fids), err)
 	}
-	here := make(map[protocol.FID]bool, len(rows))
-	for _, r := range rows {
-		here[r.FID] = slices.Contains(r.Devices, dev)
+	encodings, err := s.encodings(ctx, fids...)
+	if err != nil {
+		return nil, err
 	}
-	return slices.DeleteFunc(slices.Clone(files), func(f protocol.StoredFile) bool { return here[f.FID] }), nil
+	recorded := make(map[protocol.FID][]protocol.DevID, len(rows))
+	for _, r := range rows {
+		recorded[r.FID] = r.Devices
+	}
+	return slices.DeleteFunc(slices.Clone(files), func(f protocol.StoredFile) bool {
+		return recordedAs(f, dev, recorded[f.FID], encodingIn(encodings, f.FID))
+	}), nil
+}
+
+// encodings reads how fids are encoded.
+func (s *Strays) encodings(ctx context.Context, fids ...protocol.FID) (map[protocol.FID]schema.Encoding, error) {
+	if s.shards == nil {
+		return nil, nil
+	}
+	rows, err := s.shards.EncodingsOf(ctx, fids)
+	if err != nil {
+		return nil, fmt.Errorf("strays: read the encodings of %d fids: %w", len(fids), err)
+	}
+	return rows, nil
+}
+
+// encodingIn is a file's encoding, nil where it is kept in copies.
+func encodingIn(encodings map[protocol.FID]schema.Encoding, fid protocol.FID) *schema.Encoding {
+	if e, ok := encodings[fid]; ok {
+		return &e
+	}
+	return nil
 }
 
 // judge looks closer at files that the database does not know on d, and returns
@@ -269,7 +315,12 @@ func (s *Strays) judge(ctx context.Context, d *cluster.Device, files []protocol.
 			if err != nil {
 				return fmt.Errorf("strays: fid %d: %w", f.FID, err)
 			}
-			k := known{highest: highest, debug: debug, lengths: s.lengths(under, d.ID, f.FID, debug)}
+			encodings, err := s.encodings(under, f.FID)
+			if err != nil {
+				return err
+			}
+			k := known{highest: highest, debug: debug, encoding: encodingIn(encodings, f.FID)}
+			s.look(under, d.ID, f, &k)
 			kinds[i], waits[i] = judgeStray(d.ID, f, k)
 			return under.Err()
 		})
@@ -284,7 +335,11 @@ func (s *Strays) judge(ctx context.Context, d *cluster.Device, files []protocol.
 			page.Pending++
 		case kinds[i] != "":
 			strays = append(strays, Stray{StoredFile: f, Kind: kinds[i]})
-			urls = append(urls, d.ReadURL(f.FID, cluster.Viewer{}))
+			url := d.ReadURL(f.FID, cluster.Viewer{})
+			if f.Shard {
+				url = d.ShardURL(f.FID, cluster.Viewer{})
+			}
+			urls = append(urls, url)
 		}
 	}
 	if len(strays) == 0 {
@@ -301,27 +356,71 @@ func (s *Strays) judge(ctx context.Context, d *cluster.Device, files []protocol.
 	return kept, ctx.Err()
 }
 
-// lengths are those of a file's recorded copies, as far as they can be read.
-func (s *Strays) lengths(ctx context.Context, but protocol.DevID, fid protocol.FID, debug schema.FileDebug) map[protocol.DevID]int64 {
-	lengths := make(map[protocol.DevID]int64)
-	snap := s.o.Cluster.Snapshot()
-	if debug.File == nil {
-		return lengths
+// look finds out what there is of a file beside what was found on a device, as
+// far as it can be read.
+func (s *Strays) look(ctx context.Context, but protocol.DevID, f protocol.StoredFile, k *known) {
+	k.lengths = make(map[protocol.DevID]int64)
+	if k.debug.File == nil {
+		return
 	}
-	for _, dev := range debug.Devices {
+	snap := s.o.Cluster.Snapshot()
+	has := s.shardsOf(ctx, snap, but, f, k)
+	for _, dev := range k.debug.Devices {
 		other := snap.Device(dev)
-		if dev == but || other == nil || !other.Readable() {
+		// A device with a shard answers for the whole file, from wherever it is.
+		if dev == but || other == nil || !other.Readable() || shardOn(k.encoding, dev) >= 0 || has[dev] {
 			continue
 		}
-		a := s.o.Storage.Sizes(ctx, []string{other.ReadURL(fid, cluster.Viewer{})})[0]
+		a := s.o.Storage.Sizes(ctx, []string{other.ReadURL(f.FID, cluster.Viewer{})})[0]
 		if a.Err == nil {
-			lengths[dev] = a.Bytes
-			if a.Bytes == debug.File.Length {
+			k.lengths[dev] = a.Bytes
+			if a.Bytes == k.debug.File.Length {
 				break // one is enough
 			}
 		}
 	}
-	return lengths
+}
+
+// shardsOf asks for a file's shards where there should be some, and says which
+// devices have one, of whatever encoding. Where nobody can have any, nobody is
+// asked.
+func (s *Strays) shardsOf(ctx context.Context, snap *cluster.Snapshot, dev protocol.DevID, f protocol.StoredFile, k *known) map[protocol.DevID]bool {
+	if k.encoding == nil && !f.Shard {
+		return nil
+	}
+	ask := make(map[string][]protocol.FIDOn)
+	for _, at := range append(slices.Clone(k.debug.Devices), dev) {
+		d := snap.Device(at)
+		if d == nil || !d.Readable() || !d.Host.Capabilities.Has(protocol.WordEC) {
+			continue
+		}
+		if one := (protocol.FIDOn{FID: f.FID, Dev: at}); !slices.Contains(ask[orders(d)], one) {
+			ask[orders(d)] = append(ask[orders(d)], one)
+		}
+	}
+	has := make(map[protocol.DevID]bool)
+	for hostport, shards := range ask {
+		states, err := s.o.Storage.ShardStates(ctx, hostport, protocol.ShardStateOrder{Shards: shards}, 0)
+		if err != nil {
+			s.o.Log.Debug().Err(err).Str("host", hostport).Uint64("fid", uint64(f.FID)).Msg("shards not asked for")
+			continue
+		}
+		for _, state := range states {
+			has[state.Dev] = state.What != protocol.ShardMissing
+			if k.encoding == nil {
+				continue
+			}
+			o := observedShard(*k.encoding, k.debug.File.Length, state, false)
+			switch {
+			case o.state != intact:
+			case state.Dev == dev && !slices.Contains(k.debug.Devices, dev):
+				k.ours = true
+			case k.encoding.Devices[o.index] == state.Dev:
+				k.shards++
+			}
+		}
+	}
+	return has
 }
 
 // deletePage judges files under their locks, and has those trashed that may go.
@@ -358,32 +457,43 @@ func (s *Strays) deletePage(ctx context.Context, d *cluster.Device, hostport str
 			to = append(to, stray)
 		}
 	}
-	for chunk := range slices.Chunk(to, protocol.MaxTrashed) {
-		order := protocol.TrashOrder{Dev: d.ID}
-		for _, stray := range chunk {
-			order.Files = append(order.Files, stray.StoredFile)
-		}
-		results, failure := s.o.Storage.Trash(locked, hostport, order)
-		for _, stray := range chunk {
-			r := results[stray.FID]
-			switch r.What {
-			case protocol.Trashed, protocol.TrashMissing, protocol.TrashChanged, protocol.TrashFailed:
-				stray.Result, stray.Note = r.What, r.To
-				continue
-			}
-			switch {
-			case failure != nil:
-				stray.Result, stray.Note = protocol.TrashFailed, failure.Error()
-			default:
-				stray.Result, stray.Note = protocol.TrashFailed, "the storage daemon does not say"
-			}
+	// A device may have both a copy and a shard of a file: they are told apart by
+	// the order that they are in.
+	for _, shard := range []bool{false, true} {
+		some := slices.DeleteFunc(slices.Clone(to), func(stray *Stray) bool { return stray.Shard != shard })
+		for chunk := range slices.Chunk(some, protocol.MaxTrashed) {
+			s.trash(locked, hostport, d.ID, chunk)
 		}
 	}
 	for _, stray := range strays {
 		s.trashed.WithLabelValues(stray.Result).Inc()
 		if stray.Result == protocol.Trashed {
-			s.o.Log.Info().Uint64("fid", uint64(stray.FID)).Uint32("devid", uint32(d.ID)).Str("kind", string(stray.Kind)).Msg("stray moved to the trash")
+			s.o.Log.Info().Uint64("fid", uint64(stray.FID)).Uint32("devid", uint32(d.ID)).Bool("shard", stray.Shard).Str("kind", string(stray.Kind)).Msg("stray moved to the trash")
 		}
 	}
 	return nil
+}
+
+// trash has strays moved to the trash of the device that they are on, and notes
+// what became of each. They are either all copies or all shards.
+func (s *Strays) trash(ctx context.Context, hostport string, dev protocol.DevID, strays []*Stray) {
+	order := protocol.TrashOrder{Dev: dev}
+	for _, stray := range strays {
+		order.Files = append(order.Files, stray.StoredFile)
+	}
+	results, failure := s.o.Storage.Trash(ctx, hostport, order)
+	for _, stray := range strays {
+		r := results[stray.FID]
+		switch r.What {
+		case protocol.Trashed, protocol.TrashMissing, protocol.TrashChanged, protocol.TrashFailed:
+			stray.Result, stray.Note = r.What, r.To
+			continue
+		}
+		switch {
+		case failure != nil:
+			stray.Result, stray.Note = protocol.TrashFailed, failure.Error()
+		default:
+			stray.Result, stray.Note = protocol.TrashFailed, "the storage daemon does not say"
+		}
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -80,9 +79,12 @@ type strayWorld struct {
 	listed    func(files []protocol.StoredFile) // called when a page is listed
 }
 
-func newStrayWorld(clusterID string) *strayWorld {
+func newStrayWorld(clusterID string) *strayWorld { return newStrayWorldOf(3, clusterID) }
+
+// newStrayWorldOf has so many hosts of a device each.
+func newStrayWorldOf(hosts int, clusterID string) *strayWorld {
 	w := &strayWorld{
-		Store: worktest.NewStore(), disks: newDisks(), cluster: worktest.NewCluster(3, 1), highest: 1000,
+		Store: worktest.NewStore(), disks: newDisks(), cluster: worktest.NewCluster(hosts, 1), highest: 1000,
 		tempfiles: map[protocol.FID]bool{}, queues: map[protocol.FID]schema.Queue{}, age: map[protocol.FID]time.Duration{},
 		now: time.Unix(1_700_000_000, 0),
 	}
@@ -120,7 +122,20 @@ func (w *strayWorld) List(_ context.Context, hostport string, o protocol.ListOrd
 	}
 	l := protocol.Listing{Now: w.now, Cluster: w.identity, Foreign: 2, Unreadable: 1}
 	w.mu.Lock()
-	for _, fid := range slices.Sorted(maps.Keys(w.files[o.Dev])) {
+	var all []protocol.StoredFile
+	for fid := range w.files[o.Dev] {
+		all = append(all, w.stored(o.Dev, fid))
+	}
+	for at, s := range w.shards {
+		if at.Dev == o.Dev && o.Shards {
+			all = append(all, protocol.StoredFile{FID: at.FID, Size: int64(s.Index + 1), ModTime: w.now.Add(-48 * time.Hour), Shard: true})
+		}
+	}
+	slices.SortFunc(all, func(a, b protocol.StoredFile) int {
+		return cmp.Or(cmp.Compare(a.FID, b.FID), compareShard(a, b))
+	})
+	for _, f := range all {
+		fid := f.FID
 		if fid.String() <= o.After && len(fid.String()) <= len(o.After) {
 			continue
 		}
@@ -128,13 +143,24 @@ func (w *strayWorld) List(_ context.Context, hostport string, o protocol.ListOrd
 			l.Next = l.Files[len(l.Files)-1].FID.String()
 			break
 		}
-		l.Files = append(l.Files, w.stored(o.Dev, fid))
+		l.Files = append(l.Files, f)
 	}
 	w.mu.Unlock()
 	if w.listed != nil {
 		w.listed(l.Files)
 	}
 	return l, nil
+}
+
+// compareShard has copies before shards.
+func compareShard(a, b protocol.StoredFile) int {
+	switch {
+	case a.Shard == b.Shard:
+		return 0
+	case b.Shard:
+		return -1
+	}
+	return 1
 }
 
 func (w *strayWorld) stored(dev protocol.DevID, fid protocol.FID) protocol.StoredFile {
@@ -155,7 +181,11 @@ func (w *strayWorld) Trash(_ context.Context, _ string, o protocol.TrashOrder) (
 			continue
 		}
 		w.trashed = append(w.trashed, f.FID)
-		w.remove(o.Dev, f.FID)
+		if f.Shard {
+			w.removeShard(o.Dev, f.FID)
+		} else {
+			w.remove(o.Dev, f.FID)
+		}
 		results[f.FID] = protocol.TrashResult{FID: f.FID, What: protocol.Trashed, To: "trash"}
 	}
 	return results, nil
@@ -165,7 +195,11 @@ func (w *strayWorld) Trash(_ context.Context, _ string, o protocol.TrashOrder) (
 func report(p StrayPage) string {
 	var b strings.Builder
 	for _, s := range p.Strays {
-		fmt.Fprintf(&b, "%d %s %s; ", s.FID, s.Kind, s.Result)
+		name := s.FID.String()
+		if s.Shard {
+			name += ".ec"
+		}
+		fmt.Fprintf(&b, "%s %s %s; ", name, s.Kind, s.Result)
 	}
 	fmt.Fprintf(&b, "%d files, %d bytes, %d young, %d pending, %d foreign, %d unreadable", p.Files, p.Bytes, p.Young, p.Pending, p.Foreign, p.Unreadable)
 	return b.String()
@@ -312,5 +346,82 @@ func TestStrayRefusals(t *testing.T) {
 		if p, err := w.strays.Page(t.Context(), q); !errors.Is(err, tt.want) || len(w.trashed) > 0 {
 			t.Errorf("%s: %s, %v", tt.name, report(p), err)
 		}
+	}
+}
+
+// encode stores a file in shards on devs, of which those at have are there.
+func (w *strayWorld) encode(fid protocol.FID, devs, have []protocol.DevID) schema.Encoding {
+	e := schema.Encoding{FID: fid, ID: 9, K: 2, M: 1, Block: 4096, Epoch: 1, Devices: devs}
+	w.PutEncoded(schema.File{FID: fid, DMID: 1, Length: 3}, e)
+	for i, dev := range devs {
+		if slices.Contains(have, dev) {
+			w.putShard(shardState(e, 3, i, dev))
+		}
+	}
+	return e
+}
+
+func TestStrayShards(t *testing.T) {
+	t.Parallel()
+	w := newStrayWorldOf(4, "")
+	for dev := protocol.DevID(1); dev <= 4; dev++ {
+		w.cluster.Change(dev, func(_ *cluster.Device, h *cluster.Host) {
+			h.Capabilities = cluster.Capabilities{Version: 1, Words: []string{protocol.WordEC}}
+		})
+	}
+	here, there := devsOf("1 2 3"), devsOf("2 3 4")
+	raw := bytesOn{content: "abc"}
+	w.encode(1, here, here)
+	w.put(1, 1, raw) // beside a shard
+	e := w.encode(2, there, there)
+	w.putShard(shardState(e, 3, 0, 1)) // a second one
+	e = w.encode(3, there, devsOf("2"))
+	w.putShard(shardState(e, 3, 1, 1)) // of the file that lacks it
+	e = w.encode(4, there, devsOf("2"))
+	e.ID = 8
+	w.putShard(shardState(e, 3, 1, 1)) // of an encoding of old
+	w.Put(schema.File{FID: 5, DMID: 1, Length: 3}, 2)
+	w.put(2, 5, raw)
+	w.putShard(shardState(schema.Encoding{FID: 5, ID: 9, K: 2, M: 1, Devices: here}, 3, 0, 1))
+	w.Put(schema.File{FID: 6, DMID: 1, Length: 3}, 2)
+	w.put(2, 6, raw) // so it says, but it has a shard only
+	for _, dev := range devsOf("1 2") {
+		w.putShard(shardState(schema.Encoding{FID: 6, ID: 9, K: 2, M: 1, Devices: here}, 3, int(dev)-1, dev))
+	}
+	w.putShard(shardState(schema.Encoding{FID: 7, ID: 9, K: 2, M: 1, Devices: here}, 3, 0, 1))
+	w.encode(8, here, here)
+	w.SetLocations(8, 2, 3)
+	w.encode(9, there, there)
+	w.put(1, 9, raw)
+	w.encode(10, here, devsOf("1"))
+	w.put(1, 10, raw)
+	w.encode(11, here, devsOf("1"))
+	w.put(1, 11, bytesOn{content: "a"})
+	w.encode(12, here, devsOf("1 2 3"))
+	all := StrayQuery{Dev: 1, Limit: 100, Age: 24 * time.Hour}
+	const want = "1 copy %s; 2.ec copy %s; 3.ec rescue %s; 4.ec doubtful %s; 5.ec copy %s; 6.ec doubtful %s; 7.ec gone %s; 8.ec copy %s; 9 copy %s; 10 rescue %s; 11 doubtful %s; 15 files"
+	p, err := w.strays.Page(t.Context(), all)
+	if got := report(p); err != nil || !strings.HasPrefix(got, strings.ReplaceAll(want, "%s", "")) {
+		t.Errorf("%s, %v", got, err)
+	}
+	all.Delete = true
+	p, err = w.strays.Page(t.Context(), all)
+	told := fmt.Sprintf(want, "trashed", "trashed", "kept", "kept", "trashed", "kept", "trashed", "trashed", "trashed", "kept", "kept")
+	if got := report(p); err != nil || !strings.HasPrefix(got, told) {
+		t.Errorf("%s, %v", got, err)
+	}
+	for _, fid := range []protocol.FID{1, 12} {
+		if _, there := w.shards[protocol.FIDOn{FID: fid, Dev: 1}]; !there {
+			t.Errorf("the shard of fid %d went with a stray", fid)
+		}
+	}
+
+	// A host whose shards cannot be asked for knows of none.
+	w.encode(20, there, there)
+	w.put(1, 20, raw)
+	w.broken[2], w.broken[3] = errors.New("sick"), errors.New("sick")
+	p, err = w.strays.Page(t.Context(), StrayQuery{Dev: 1, Limit: 100, Age: 24 * time.Hour})
+	if got := report(p); err != nil || !strings.Contains(got, "20 rescue ; ") {
+		t.Errorf("%s, %v", got, err)
 	}
 }
