@@ -187,8 +187,7 @@ func (f *File) ReadThrough(ctx context.Context, each func([]byte), once bool) (S
 		if once && (ended || got.Length-kept >= forgetStep) {
 			from, n := kept, got.Length-kept
 			kept = got.Length
-			// What goes wrong here costs memory, and nothing else.
-			_, _ = do(ctx, f.v, func(*task) (struct{}, error) { return struct{}{}, f.h.Forget(from, n) }, nil)
+			f.Forget(ctx, from, n)
 		}
 		switch {
 		case err == io.EOF:
@@ -197,6 +196,12 @@ func (f *File) ReadThrough(ctx context.Context, each func([]byte), once bool) (S
 			return got, err
 		}
 	}
+}
+
+// Forget says that n bytes at off need not be kept in the system's memory. What
+// goes wrong with that costs memory, and nothing else.
+func (f *File) Forget(ctx context.Context, off, n int64) {
+	_, _ = do(ctx, f.v, func(*task) (struct{}, error) { return struct{}{}, f.h.Forget(off, n) }, nil)
 }
 
 // Close closes the file. It does not wait for the disk.

@@ -64,7 +64,10 @@ func TestPatch(t *testing.T) {
 	if got, err := read(v, name42); err != nil || !bytes.Equal(got, data) {
 		t.Errorf("read %d bytes, %v", len(got), err)
 	}
-	none := func(io.ReaderAt, int64) ([]byte, int64, error) { t.Error("there is nothing to edit"); return nil, 0, nil }
+	none := func(io.ReaderAt, int64) ([]byte, int64, error) {
+		t.Error("there is nothing to edit")
+		return nil, 0, nil
+	}
 	if err := v.Patch(t.Context(), "0/000/000/0000000043.fid", none); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a file that is not there: %v", err)
 	}

@@ -1,0 +1,90 @@
+package coding
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/volume"
+)
+
+// sink is a shard that is being written. Nothing of it is left after Abort, or
+// after an error, unless that is of Commit. It is used by one goroutine at a time.
+type sink interface {
+	io.Writer
+	// Commit returns nil when the shard is there for good.
+	Commit(ctx context.Context) error
+	Abort()
+}
+
+// open begins to write a shard of size bytes, here or elsewhere.
+func (c *Coding) open(ctx context.Context, to protocol.Peer, shard protocol.ShardOrder, size int64) (sink, error) {
+	if !c.o.Docroot.Has(to.Dev) {
+		return c.uploads.begin(ctx, to, shard, size)
+	}
+	v, err := c.o.Docroot.Volume(to.Dev)
+	if err != nil {
+		return nil, err
+	}
+	_, name, _ := protocol.CutDevice(shard.FID.ShardPath(to.Dev))
+	if u, err := v.Usage(); err == nil && size > u.Total*1024 {
+		return nil, fmt.Errorf("dev%d/%s of %d bytes: %w", to.Dev, name, size, volume.ErrNoSpace)
+	}
+	ctx, end, err := c.o.Transfers.Enter(ctx, to.Dev, name)
+	if err != nil {
+		return nil, fmt.Errorf("dev%d/%s: %w", to.Dev, name, err)
+	}
+	up, err := v.Create(ctx, name)
+	if err != nil {
+		end()
+		return nil, err
+	}
+	return &ownSink{Upload: up, ctx: ctx, end: end, left: size}, nil
+}
+
+// ownSink is a shard on a device of this daemon.
+type ownSink struct {
+	*volume.Upload
+	ctx  context.Context // ends when the path is deleted
+	end  func()
+	left int64 // bytes that were not written
+	over bool
+}
+
+// Write implements io.Writer.
+func (s *ownSink) Write(p []byte) (int, error) {
+	if s.ctx.Err() != nil {
+		return 0, context.Cause(s.ctx)
+	}
+	n, err := s.Upload.Write(p)
+	s.left -= int64(n)
+	return n, err
+}
+
+// Commit implements sink.
+func (s *ownSink) Commit(context.Context) error {
+	defer s.Abort()
+	switch {
+	case s.ctx.Err() != nil:
+		return context.Cause(s.ctx)
+	case s.left != 0:
+		return errTooShort
+	}
+	if err := s.Upload.Commit(s.ctx); err != nil {
+		if s.ctx.Err() != nil {
+			return context.Cause(s.ctx)
+		}
+		return err
+	}
+	return nil
+}
+
+// Abort implements sink.
+func (s *ownSink) Abort() {
+	if !s.over {
+		s.over = true
+		s.Upload.Abort() // does nothing after Commit
+		s.end()
+	}
+}

@@ -1,0 +1,253 @@
+package coding
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/volume"
+)
+
+const (
+	// keepIdle bounds the connections that are kept to one storage daemon for
+	// further shards.
+	keepIdle = 64
+	// idleTime is for how long they are kept. Storage daemons wait for longer.
+	idleTime = time.Minute
+	// flushTimes is how many times the timeout of a peer it may take to flush a
+	// shard: no byte shows that it is at it.
+	flushTimes = 2
+	// refusalTime is for how long a peer that broke off may take to say why.
+	refusalTime = time.Second
+	// permitLife is for how long the order is good that a shard is uploaded with.
+	permitLife = time.Minute
+)
+
+// uploads sends shards to other storage daemons. HTTP's bodies are pulled out of
+// a reader by its client; here many are fed from one loop with what it has in
+// memory, so that there is a client of our own.
+type uploads struct {
+	key     []byte // to sign with; empty: none
+	timeout time.Duration
+	dialer  net.Dialer
+	now     func() time.Time
+
+	mu   sync.Mutex // guards idle
+	idle map[string][]idleConn
+}
+
+type idleConn struct {
+	net.Conn
+	since time.Time
+}
+
+// upload is a shard on its way to another storage daemon.
+type upload struct {
+	from *uploads
+	conn net.Conn
+	addr string
+	to   protocol.Peer
+	path string
+	left int64 // bytes of the shard that were not written
+	stop func() bool
+	err  error // of the connection, or why it is over
+}
+
+// connect is a connection to a storage daemon, one that was used before where
+// there is one.
+func (u *uploads) connect(ctx context.Context, addr string) (net.Conn, error) {
+	for {
+		u.mu.Lock()
+		n := len(u.idle[addr])
+		if n == 0 {
+			u.mu.Unlock()
+			return u.dialer.DialContext(ctx, "tcp", addr)
+		}
+		c := u.idle[addr][n-1]
+		if n == 1 {
+			delete(u.idle, addr)
+		} else {
+			u.idle[addr] = u.idle[addr][:n-1]
+		}
+		u.mu.Unlock()
+		if u.now().Sub(c.since) < idleTime && c.SetDeadline(time.Time{}) == nil && protocol.Quiet(c.Conn) {
+			return c.Conn, nil
+		}
+		_ = c.Close() // nothing was asked for
+	}
+}
+
+// keep keeps a connection for the next shard.
+func (u *uploads) keep(addr string, c net.Conn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if list := u.idle[addr]; len(list) >= keepIdle {
+		_ = list[0].Close()
+		u.idle[addr] = append(list[:0], list[1:]...)
+	}
+	u.idle[addr] = append(u.idle[addr], idleConn{c, u.now()})
+}
+
+// close gives up the connections that are kept.
+func (u *uploads) close() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for _, list := range u.idle {
+		for _, c := range list {
+			_ = c.Close()
+		}
+	}
+	clear(u.idle)
+}
+
+// begin begins to send a shard of size bytes. When ctx ends the upload fails.
+func (u *uploads) begin(ctx context.Context, to protocol.Peer, shard protocol.ShardOrder, size int64) (*upload, error) {
+	host := strings.TrimPrefix(to.URL, "http://")
+	addr := host
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		addr = net.JoinHostPort(strings.Trim(host, "[]"), "80")
+	}
+	up := &upload{from: u, addr: addr, to: to, path: "/" + shard.FID.ShardPath(shard.Dev), left: size}
+	order := protocol.NewOrder(protocol.VerbShard, u.now(), permitLife, shard.Args())
+	head := "PUT " + up.path + " HTTP/1.1\r\nHost: " + host + "\r\nContent-Length: " + strconv.FormatInt(size, 10) +
+		"\r\n" + protocol.OrderHeader + ": " + order.Header(u.key) + "\r\n\r\n"
+	conn, err := u.connect(ctx, addr)
+	if err != nil {
+		return nil, fmt.Errorf("PUT %s%s: %w", to.URL, up.path, err)
+	}
+	up.conn = conn
+	up.stop = context.AfterFunc(ctx, func() { _ = conn.Close() }) // not a deadline: the next write would set another
+	if err := up.send(func() error { _, err := io.WriteString(conn, head); return err }); err != nil {
+		up.Abort()
+		return nil, err
+	}
+	return up, nil
+}
+
+// send writes to the connection within the peer's time.
+func (u *upload) send(write func() error) error {
+	if u.err != nil {
+		return u.err
+	}
+	err := u.conn.SetWriteDeadline(time.Now().Add(u.from.timeout))
+	if err == nil {
+		err = write()
+	}
+	if err == nil {
+		return nil
+	}
+	// A daemon that does not want the shard says so and closes.
+	if _, answer := u.answer(refusalTime); answer != nil {
+		err = answer
+	}
+	u.err = u.wrap(err)
+	return u.err
+}
+
+func (u *upload) wrap(err error) error {
+	return fmt.Errorf("PUT %s%s: %w", u.to.URL, u.path, err)
+}
+
+// Write sends the next part of the shard.
+func (u *upload) Write(p []byte) (int, error) {
+	u.left -= int64(len(p))
+	if err := u.send(func() error { _, err := u.conn.Write(p); return err }); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Errors of uploads.
+var (
+	errTooShort = errors.New("the shard is not complete")
+	errOver     = errors.New("the upload is over")
+)
+
+// Commit waits until the peer says that the shard is there for good.
+func (u *upload) Commit(context.Context) error {
+	switch {
+	case u.err != nil:
+		return u.err
+	case u.left != 0:
+		u.Abort()
+		return u.wrap(errTooShort)
+	}
+	more, err := u.answer(flushTimes * u.from.timeout)
+	if err != nil {
+		u.Abort()
+		return u.wrap(err)
+	}
+	if u.stop() && more {
+		u.from.keep(u.addr, u.conn)
+	} else {
+		_ = u.conn.Close()
+	}
+	u.err = errOver
+	return nil
+}
+
+// statusError is an answer that is not the one that is wanted.
+type statusError struct {
+	status int
+	text   string
+}
+
+// Error implements error.
+func (e *statusError) Error() string {
+	text := fmt.Sprintf("HTTP status %d", e.status)
+	if e.text != "" {
+		text += ": " + e.text
+	}
+	return text
+}
+
+// Unwrap is what the status means.
+func (e *statusError) Unwrap() error {
+	if e.status == http.StatusInsufficientStorage {
+		return volume.ErrNoSpace
+	}
+	return nil
+}
+
+// maxAnswer bounds what is read of an answer's body, in bytes.
+const maxAnswer = 512
+
+// answer reads the peer's answer. The error is nil if the shard is there; more
+// says that the connection can be used again.
+func (u *upload) answer(limit time.Duration) (more bool, err error) {
+	if err := u.conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return false, err
+	}
+	res, err := http.ReadResponse(bufio.NewReaderSize(u.conn, maxAnswer), nil)
+	if err != nil {
+		if err == io.EOF || err == io.ErrUnexpectedEOF {
+			err = fmt.Errorf("the storage daemon closed the connection: %w", io.ErrUnexpectedEOF)
+		}
+		return false, err
+	}
+	defer res.Body.Close() // read as far as it is wanted
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
+	if res.StatusCode != http.StatusCreated {
+		return false, &statusError{res.StatusCode, strings.TrimSpace(string(text))}
+	}
+	return !res.Close && res.ContentLength == 0, err
+}
+
+// Abort gives the shard up, unless it was committed.
+func (u *upload) Abort() {
+	if u.err == errOver {
+		return
+	}
+	u.stop()
+	_ = u.conn.Close() // the daemon drops what is not complete
+	u.err = errOver
+}
