@@ -31,6 +31,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/coding"
+	"github.com/mogile/mogile/storaged/erasure"
 	"github.com/mogile/mogile/storaged/peers"
 	"github.com/mogile/mogile/storaged/transfer"
 	"github.com/mogile/mogile/storaged/volume"
@@ -52,6 +54,9 @@ type Daemon struct {
 	peers     *peers.Peers
 	sisters   *peers.Client
 	suspects  *suspects
+	codec     *erasure.Codec
+	encoded   *encoded
+	coding    *coding.Coding
 	log       zerolog.Logger
 
 	serving chan struct{} // closed when Run serves
@@ -134,6 +139,12 @@ func New(o Options) (_ *Daemon, err error) {
 	d.peers = peers.Load(context.Background(), d.docroot, o.Now, o.Log)
 	d.sisters = peers.NewClient()
 	d.suspects = newSuspects(o.Now)
+	d.codec = erasure.New(erasure.Options{})
+	d.encoded = newEncoded(d)
+	d.coding = coding.New(coding.Options{
+		Docroot: d.docroot, Codec: d.codec, Transfers: d.transfers, Peers: d.sisters, Key: firstKey(o.ClusterKeys),
+		Bandwidth: o.ReplicationBandwidth, Now: o.Now, Registerer: d.registry, Log: o.Log,
+	})
 	d.inventory = &inventory{docroot: d.docroot, meter: m, now: o.Now, log: o.Log}
 	d.trash = &emptier{docroot: d.docroot, meter: m, log: o.Log, busy: map[protocol.DevID]bool{}}
 	taken := newOrders(o.ClusterKeys, d.orderKinds(), o.Now, d.registry, o.Log)
@@ -162,7 +173,7 @@ func New(o Options) (_ *Daemon, err error) {
 			return nil, err
 		}
 		*s.to = &server{
-			handler:  &plane{docroot: d.docroot, buffers: bufs, orders: taken, transfers: d.transfers, suspects: d.suspects, readOnly: s.readOnly},
+			handler:  &plane{docroot: d.docroot, buffers: bufs, orders: taken, transfers: d.transfers, encoded: d.encoded, readOnly: s.readOnly},
 			listener: l, buffers: bufs, meter: m, log: o.Log,
 		}
 		if !s.readOnly {
@@ -175,7 +186,7 @@ func New(o Options) (_ *Daemon, err error) {
 			return nil, err
 		}
 		d.side = &sideChannel{
-			listener: l, docroot: d.docroot, disks: d.disks, meter: m, log: o.Log,
+			listener: l, docroot: d.docroot, encoded: d.encoded, disks: d.disks, meter: m, log: o.Log,
 			shutdown: func(graceful bool) {
 				switch {
 				case graceful:
@@ -352,10 +363,21 @@ func (d *Daemon) Close() error {
 	if d.sisters != nil {
 		d.sisters.Close()
 	}
+	if d.coding != nil {
+		d.coding.Close()
+	}
 	if d.docroot != nil {
 		errs = append(errs, d.docroot.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// firstKey is the key to sign with, none where there is none.
+func firstKey(keys [][]byte) []byte {
+	if len(keys) == 0 {
+		return nil
+	}
+	return keys[0]
 }
 
 func ignoreClosed(err error) error {

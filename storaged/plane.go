@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/erasure"
 	"github.com/mogile/mogile/storaged/transfer"
 	"github.com/mogile/mogile/storaged/volume"
 )
@@ -25,7 +26,7 @@ type plane struct {
 	buffers   *buffers
 	orders    *orders
 	transfers *transfer.Transfers
-	suspects  *suspects
+	encoded   *encoded
 	readOnly  bool // GET and HEAD only
 }
 
@@ -84,12 +85,18 @@ func (p *plane) get(ctx context.Context, r *request, t target, isHead bool) answ
 		}
 		text := []byte(use.String())
 		a := ranged(r, int64(len(text)), use.Time)
-		a.suspects = p.suspects.count()
+		a.suspects = p.encoded.suspects.count()
 		a.text = text[a.off : a.off+a.size]
 		return a
 	}
 	if isHead || t.dir {
 		info, err := v.Stat(ctx, t.name)
+		if errors.Is(err, fs.ErrNotExist) {
+			if a, ok := p.getEncoded(ctx, r, v, t, isHead); ok {
+				return a
+			}
+			info, err = v.Stat(ctx, t.name) // a conversion may have passed between
+		}
 		switch {
 		case err != nil:
 			return failed(err)
@@ -99,6 +106,12 @@ func (p *plane) get(ctx context.Context, r *request, t target, isHead bool) answ
 		return ranged(r, info.Size, info.ModTime)
 	}
 	f, err := v.Open(ctx, t.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		if a, ok := p.getEncoded(ctx, r, v, t, isHead); ok {
+			return a
+		}
+		f, err = v.Open(ctx, t.name) // as above
+	}
 	if err != nil {
 		return failed(err)
 	}
@@ -116,6 +129,33 @@ func (p *plane) get(ctx context.Context, r *request, t target, isHead bool) answ
 	}
 	a.file = f
 	return a
+}
+
+// getEncoded answers for a file of which there is a shard in place of a copy. It
+// reports false where there is none.
+func (p *plane) getEncoded(ctx context.Context, r *request, v *volume.Volume, t target, isHead bool) (answer, bool) {
+	fid, ok := t.fid()
+	if !ok || t.dir {
+		return answer{}, false
+	}
+	h, err := p.encoded.find(ctx, v, fid)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return answer{}, false
+	case err != nil:
+		return failed(err), true
+	}
+	a := ranged(r, h.Length, h.Modified)
+	if isHead {
+		return a, true
+	}
+	if slices.Contains(r.want, wantSum) && a.status == http.StatusOK {
+		a.sum = &volume.Sum{Length: h.Length, CRC32C: h.CRC32C}
+	}
+	if a.size > 0 {
+		a.parts = p.encoded.read(ctx, h, a.off, a.size)
+	}
+	return a, true
 }
 
 // ranged is the answer to a GET of a file, without its body.
@@ -413,6 +453,9 @@ func failed(err error) answer {
 // statusOf is the status that tells a client of err.
 func statusOf(err error) int {
 	switch {
+	// First, for they have those of single shards in them.
+	case errors.Is(err, errShard), errors.Is(err, erasure.ErrTooFew), errors.Is(err, erasure.ErrBusy):
+		return http.StatusServiceUnavailable
 	case errors.Is(err, volume.ErrNoDevice), errors.Is(err, fs.ErrNotExist):
 		return http.StatusNotFound
 	case errors.Is(err, volume.ErrIsDir), errors.Is(err, fs.ErrPermission), errors.Is(err, errTraversal), errors.Is(err, errPrivate):

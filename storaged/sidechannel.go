@@ -17,6 +17,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/erasure"
 	"github.com/mogile/mogile/storaged/volume"
 )
 
@@ -30,6 +31,7 @@ const maxSideLine = 16 << 10
 type sideChannel struct {
 	listener *listener
 	docroot  *volume.Docroot
+	encoded  *encoded
 	disks    *utilisation
 	meter    *meter
 	log      zerolog.Logger
@@ -200,14 +202,37 @@ func (s *sideChannel) size(ctx context.Context, uri string) (int64, error) {
 		use, err := v.Usage()
 		return int64(len(use.String())), err
 	}
-	info, err := v.Stat(ctx, t.name)
-	switch {
-	case err == nil:
-		return info.Size, nil
-	case isMissing(err):
+	var size int64
+	err = s.eitherWay(ctx, v, t, func() error {
+		info, err := v.Stat(ctx, t.name)
+		size = info.Size
+		return err
+	}, func(h erasure.Header) error {
+		size = h.Length
+		return nil
+	})
+	if isMissing(err) {
 		return -1, nil
 	}
-	return 0, err
+	return size, err
+}
+
+// eitherWay asks for a file as a copy, and for one of which there is a shard in
+// place of that by the shard's header.
+func (s *sideChannel) eitherWay(ctx context.Context, v *volume.Volume, t target, asCopy func() error, encoded func(erasure.Header) error) error {
+	err := asCopy()
+	fid, ok := t.fid()
+	if !ok || !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	h, err := s.encoded.find(ctx, v, fid)
+	switch {
+	case err == nil:
+		return encoded(h)
+	case errors.Is(err, fs.ErrNotExist):
+		return asCopy() // a conversion may have passed between
+	}
+	return err
 }
 
 // digest is the digest of a file, zero where it cannot be opened, or the
@@ -228,7 +253,7 @@ func (s *sideChannel) digest(ctx context.Context, c command) (protocol.Checksum,
 		io.WriteString(h, use.String()) // hashes do not fail
 		return protocol.Checksum{Type: c.hash, Sum: h.Sum(nil)}, 0, err
 	}
-	f, err := v.Open(ctx, t.name)
+	f, err := s.open(ctx, v, t)
 	switch {
 	case err == nil:
 	case isMissing(err) || errors.Is(err, fs.ErrPermission):
@@ -242,6 +267,31 @@ func (s *sideChannel) digest(ctx context.Context, c command) (protocol.Checksum,
 		return protocol.Checksum{}, found.Length, err
 	}
 	return protocol.Checksum{Type: c.hash, Sum: h.Sum(nil)}, found.Length, nil
+}
+
+// throughout is a file that can be read through: a copy, or what shards give.
+type throughout interface {
+	// Sum is that of the content when it was stored.
+	Sum() (volume.Sum, bool)
+	// ReadThrough is as of [volume.File].
+	ReadThrough(ctx context.Context, each func([]byte), once bool) (volume.Sum, error)
+	Close() error
+}
+
+// open opens a file, or what there is in place of a copy.
+func (s *sideChannel) open(ctx context.Context, v *volume.Volume, t target) (throughout, error) {
+	var opened throughout
+	err := s.eitherWay(ctx, v, t, func() error {
+		f, err := v.Open(ctx, t.name)
+		if err == nil {
+			opened = f
+		}
+		return err
+	}, func(h erasure.Header) error {
+		opened = encodedFile{s.encoded, h}
+		return nil
+	})
+	return opened, err
 }
 
 // verify reads a file and says what it found beside what it should. That its
@@ -260,7 +310,7 @@ func (s *sideChannel) verify(ctx context.Context, c command) (protocol.Content, 
 		return protocol.Content{}, err
 	}
 	defer free()
-	f, err := v.Open(ctx, t.name)
+	f, err := s.open(ctx, v, t)
 	switch {
 	case volume.IsUnreadable(err):
 		s.log.Warn().Err(err).Msg("file cannot be read")
@@ -298,7 +348,7 @@ func (s *sideChannel) verify(ctx context.Context, c command) (protocol.Content, 
 }
 
 // readThrough reads a file for c. h may be nil.
-func (s *sideChannel) readThrough(ctx context.Context, f *volume.File, h hash.Hash, c command) (volume.Sum, error) {
+func (s *sideChannel) readThrough(ctx context.Context, f throughout, h hash.Hash, c command) (volume.Sum, error) {
 	s.meter.digests.Inc()
 	defer s.meter.digests.Dec()
 	var each func([]byte)

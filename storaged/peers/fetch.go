@@ -52,6 +52,9 @@ func NewClient() *Client {
 // Close gives the connections up that are kept.
 func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
+// errBroken says that a daemon broke off.
+var errBroken = errors.New("the storage daemon broke off")
+
 // errSilent is the cause of the end of a request to a daemon that sends nothing.
 var errSilent = errors.New("the storage daemon is silent")
 
@@ -153,8 +156,8 @@ func (p *Piece) explain(err error) error {
 	if cause := p.cause(); cause != nil {
 		err = cause
 	}
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
+	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
+		err = errBroken // the file is as long as was told
 	}
 	return fmt.Errorf("GET %s: %w", p.url, err)
 }

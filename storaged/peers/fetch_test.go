@@ -61,7 +61,7 @@ func TestGet(t *testing.T) {
 		{name: "another length", serve: answer(206, "bytes 0-2/10", "0"), n: 3, fails: true},
 		{name: "no range", serve: answer(206, "", "0"), n: 3, fails: true},
 		{name: "a redirect", serve: answer(302, "", ""), n: 3, fails: true},
-		{name: "broken off", n: 10, want: "012", err: io.ErrUnexpectedEOF, serve: func(w http.ResponseWriter, _ *http.Request) {
+		{name: "broken off", n: 10, want: "012", err: errBroken, serve: func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Range", "bytes 0-9/10")
 			w.Header().Set("Content-Length", "10")
 			w.WriteHeader(206)
