@@ -3,45 +3,175 @@ package erasure
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"sync"
 
 	"github.com/mogile/mogile/protocol"
 )
 
+// readAhead is about how many bytes of a file are read before they are asked for.
+// Sockets hold more.
+const readAhead = 1 << 20
+
+// maxWindow bounds how many blocks of a shard are read before they are asked for.
+const maxWindow = 8
+
 // Read says what is read, and where.
 type Read struct {
 	Header Header // of any shard; its Index does not matter
-	// At is where the shards are, in their order, 0: it is not known. It is
-	// Header.Placement.Devices where it is nil.
+	// At is where the shards are, in their order, 0: it is not known. Where it is
+	// nil, Header.Placement says it, or that of a sister which knows better.
 	At     []protocol.DevID
 	Places Places
 	// Suspect is told of each shard that was missing, could not be read, or had a
-	// block that is not what was written, from the goroutine that reads; may be nil.
+	// block that is not what was written, once for each, from the goroutine that
+	// reads; may be nil.
 	Suspect func(index int, dev protocol.DevID, err error)
 }
 
 // Stream is a part of a file that is read. It is used by one goroutine at a time.
-type Stream struct{}
+type Stream struct {
+	shards   *shards
+	off, end int64  // of the file, that was not read
+	piece    []byte // of what was, that was not handed out
+	release  func()
+}
 
 // Open begins to read n bytes from off of a file, which has them. The first of
 // them are there when it returns: errors, ErrTooFew and ErrBusy among them, come
-// before the first byte where they can. The Stream must be closed.
+// before the first byte where they can. The Stream must be closed; it ends with ctx.
 func (c *Codec) Open(ctx context.Context, r Read, off, n int64) (*Stream, error) {
-	return nil, errors.ErrUnsupported
+	if err := CheckSet(r.Header.ShardSet); err != nil {
+		return nil, err
+	}
+	l := r.Header.Layout()
+	if off < 0 || n < 0 || off > l.Length-n {
+		return nil, fmt.Errorf("%d bytes at %d of a file of %d", n, off, l.Length)
+	}
+	if n == 0 {
+		return &Stream{release: func() {}}, nil
+	}
+	first, i := l.Find(off)
+	last, j := l.Find(off + n - 1)
+	wants := make([][2]int64, l.Shards())
+	for shard := range l.K {
+		wants[shard] = [2]int64{first, last + 1}
+		if shard < i {
+			wants[shard][0]++
+		}
+		if shard > j {
+			wants[shard][1]--
+		}
+	}
+	window, release, err := c.admit(ctx, l, int(min(last-first, maxWindow))+1)
+	if err != nil {
+		return nil, err
+	}
+	s := &Stream{off: off, end: off + n, release: release}
+	if s.shards, err = c.newShards(ctx, r, wants, last+1, window, c.o.Hedge); err == nil {
+		s.piece, err = s.next()
+	}
+	if err != nil {
+		_ = s.Close() // it has no error
+		return nil, err
+	}
+	return s, nil
+}
+
+// admit waits for memory to read so many stripes, and says how many blocks each
+// shard may be read ahead.
+func (c *Codec) admit(ctx context.Context, l Layout, stripes int) (window int, release func(), err error) {
+	_, size := sizeClass(l.widest())
+	need := func(window int) int64 {
+		return min(c.o.Memory, int64(l.K*min(window+2, stripes)+l.M)*int64(size))
+	}
+	window = min(maxWindow, max(1, readAhead/(l.K*size)))
+	n := need(window)
+	if !c.memory.TryAcquire(n) {
+		window, n = 0, need(0)
+		wait, cancel := context.WithTimeoutCause(ctx, c.o.Patience, ErrBusy)
+		defer cancel()
+		if c.memory.Acquire(wait, n) != nil {
+			return 0, nil, context.Cause(wait)
+		}
+	}
+	return window, func() { c.memory.Release(n) }, nil
+}
+
+// next reads the next piece.
+func (s *Stream) next() ([]byte, error) {
+	if s.off == s.end {
+		return nil, io.EOF
+	}
+	l := s.shards.l
+	stripe, shard := l.Find(s.off)
+	if stripe != s.shards.stripe {
+		s.shards.advance(stripe)
+	}
+	block, err := s.shards.block(shard)
+	if err != nil {
+		return nil, err
+	}
+	off, n := l.Bytes(stripe, shard)
+	piece := block[s.off-off : min(int64(n), s.end-off)]
+	s.off += int64(len(piece))
+	return piece, nil
 }
 
 // Next is the next piece, io.EOF after the last. It is the caller's until the next
 // call of any method.
-func (s *Stream) Next() ([]byte, error) { return nil, io.EOF }
-
-// WriteTo implements io.WriterTo.
-func (s *Stream) WriteTo(w io.Writer) (int64, error) { return 0, nil }
+func (s *Stream) Next() ([]byte, error) {
+	if piece := s.piece; len(piece) > 0 {
+		s.piece = nil
+		return piece, nil
+	}
+	if s.off == s.end {
+		return nil, io.EOF
+	}
+	return s.next()
+}
 
 // Read implements io.Reader.
-func (s *Stream) Read(p []byte) (int, error) { return 0, io.EOF }
+func (s *Stream) Read(p []byte) (int, error) {
+	piece, err := s.Next()
+	n := copy(p, piece)
+	if n < len(piece) {
+		s.piece = piece[n:]
+	}
+	return n, err
+}
 
-// Close ends the reading and waits until nothing is read any more.
-func (s *Stream) Close() error { return nil }
+// WriteTo implements io.WriterTo.
+func (s *Stream) WriteTo(w io.Writer) (int64, error) {
+	var total int64
+	for {
+		piece, err := s.Next()
+		switch {
+		case err == io.EOF:
+			return total, nil
+		case err != nil:
+			return total, err
+		}
+		n, err := w.Write(piece)
+		total += int64(n)
+		if err != nil {
+			return total, err
+		}
+	}
+}
+
+// Close ends the reading and waits until nothing is read any more. It has no
+// error.
+func (s *Stream) Close() error {
+	if s.shards != nil {
+		s.shards.close()
+		s.shards, s.piece, s.off = nil, nil, s.end
+	}
+	s.release()
+	s.release = func() {}
+	return nil
+}
 
 // Found is what a device said of its shard.
 type Found struct {
@@ -49,29 +179,36 @@ type Found struct {
 	Err    error // fs.ErrNotExist: it has none; ErrHeader: none that can be used
 }
 
+// errNowhere is of a shard of which nobody knows where it is.
+var errNowhere = errors.New("it is not known where it is")
+
 // Headers reads the headers of the shards that devices have, of all at once, in
 // their order. Device 0 has none.
-func Headers(ctx context.Context, p Places, devs []protocol.DevID) []Found { return nil }
-
-// Rebuild makes shards of others: those of the indexes in writes, ascending, each
-// with r.Header at its beginning, of which the placement is the new one. What
-// stands in At of an index that is to be written is copied, as far as it is what
-// was written. emit gets parts in the order of writes.
-func (c *Codec) Rebuild(ctx context.Context, r Read, writes []int, emit Emit) error {
-	return errors.ErrUnsupported
+func Headers(ctx context.Context, p Places, devs []protocol.DevID) []Found {
+	found := make([]Found, len(devs))
+	var all sync.WaitGroup
+	for i, dev := range devs {
+		if dev == 0 {
+			found[i].Err = errNowhere
+			continue
+		}
+		all.Go(func() { found[i].Header, found[i].Err = readHeader(ctx, p, dev) })
+	}
+	all.Wait()
+	return found
 }
 
-// State is what Verify finds.
-type State struct {
-	Header Header
-	Sized  bool  // the shard has the size that it should have
-	Blocks int64 // that it should have
-	Bad    int64 // of them, that are not what was written, or not there
-}
-
-// Verify reads a shard of size bytes from its beginning, and compares each block
-// with its sum. progress is told of bytes that were read and may wait, or end it
-// by an error. Errors match ErrHeader, or are those of r and progress.
-func (c *Codec) Verify(r io.Reader, size int64, progress func(n int) error) (State, error) {
-	return State{}, errors.ErrUnsupported
+func readHeader(ctx context.Context, p Places, dev protocol.DevID) (Header, error) {
+	body, err := p.Open(ctx, dev, 0, HeaderSize)
+	if err != nil {
+		return Header{}, err
+	}
+	defer body.Close() // of what was read
+	b := make([]byte, HeaderSize)
+	switch n, err := io.ReadFull(body, b); err {
+	case nil, io.EOF, io.ErrUnexpectedEOF:
+		return ParseHeader(b[:n])
+	default:
+		return Header{}, err
+	}
 }

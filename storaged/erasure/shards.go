@@ -1,0 +1,460 @@
+package erasure
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math"
+	"sync"
+	"time"
+
+	"github.com/klauspost/reedsolomon"
+
+	"github.com/mogile/mogile/protocol"
+)
+
+const (
+	// maxFails is how many times a shard may break off before it is left alone.
+	maxFails = 2
+	// maxBad is how many bad blocks in a row of reading a shard may have before
+	// others are read in its place. It may still be needed where those are bad.
+	maxBad = 2
+)
+
+// shards hands out blocks, those of one stripe after those of another. Each shard
+// that is wanted is read by a goroutine of its own, ahead of what is handed out.
+// Where a block is missing, bad or late, further shards are read in its place,
+// until k blocks of the stripe are there or no shard is left.
+type shards struct {
+	c       *Codec
+	l       Layout
+	r       Read
+	enc     reedsolomon.Encoder
+	hedge   time.Duration
+	window  int // blocks that a goroutine may be ahead
+	last    int64
+	ctx     context.Context
+	cancel  context.CancelFunc
+	readers sync.WaitGroup
+	news    chan struct{} // holds an element when a reader has a result
+
+	stripe  int64 // that blocks are handed out of
+	own     []shard
+	located bool // the sisters were asked where shards are
+}
+
+// shard is what is known of one.
+type shard struct {
+	dev      protocol.DevID // 0: nowhere
+	seed     uint32
+	from, to int64 // it is wanted in the stripes from from to below to
+
+	reader *reader // nil: it is not being read
+	block  *buffer // with its sum; of the stripe, nil: it is not there (yet)
+	bad    bool    // in the stripe
+
+	fails, bads int
+	slow, gone  bool
+	err         error // the last
+}
+
+// reader is a goroutine that reads a shard.
+type reader struct {
+	next, end int64 // stripes that are to come from it
+	results   chan result
+	cancel    context.CancelFunc
+	late      bool
+}
+
+type result struct {
+	block *buffer
+	err   error
+	over  bool // nothing will come after it
+}
+
+// newShards begins to read the shards that wants has stripes for: [2]int64{} is
+// none. It must be closed.
+func (c *Codec) newShards(ctx context.Context, r Read, wants [][2]int64, last int64, window int, hedge time.Duration) (*shards, error) {
+	if err := r.Header.of(0).Check(); err != nil {
+		return nil, err
+	}
+	l := r.Header.Layout()
+	enc, err := c.encoder(l)
+	if err != nil {
+		return nil, err
+	}
+	at := r.At
+	if at == nil {
+		at = r.Header.Placement.Devices
+	}
+	if len(at) != 0 && len(at) != l.Shards() {
+		return nil, fmt.Errorf("%d places of %d shards", len(at), l.Shards())
+	}
+	s := &shards{
+		c: c, l: l, r: r, enc: enc, hedge: hedge, window: window, last: last, stripe: -1,
+		news: make(chan struct{}, 1), own: make([]shard, l.Shards()), located: r.At != nil,
+	}
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	for i := range s.own {
+		o := &s.own[i]
+		o.seed, o.from, o.to = r.Header.of(i).seed(), wants[i][0], wants[i][1]
+		if len(at) > 0 {
+			o.dev = at[i]
+		}
+		if o.from < o.to && o.dev != 0 {
+			s.start(i, o.from, o.to)
+		}
+	}
+	return s, nil
+}
+
+// start begins to read a shard.
+func (s *shards) start(i int, from, to int64) {
+	o := &s.own[i]
+	ctx, cancel := context.WithCancel(s.ctx)
+	f := &reader{next: from, end: to, results: make(chan result, s.window), cancel: cancel}
+	o.reader = f
+	dev, seed := o.dev, o.seed
+	s.readers.Go(func() {
+		defer cancel()
+		send := func(r result) bool {
+			select {
+			case f.results <- r:
+			case <-ctx.Done():
+				s.c.put(r.block)
+				return false
+			default: // who waits must hear that there is something to fetch
+				s.tell()
+				select {
+				case f.results <- r:
+				case <-ctx.Done():
+					s.c.put(r.block)
+					return false
+				}
+			}
+			s.tell()
+			return true
+		}
+		if err := s.read(ctx, dev, seed, from, to, send); err != nil {
+			send(result{err: err, over: true})
+		}
+	})
+}
+
+// tell wakes who waits for results.
+func (s *shards) tell() {
+	select {
+	case s.news <- struct{}{}:
+	default:
+	}
+}
+
+// read reads blocks of a shard and gives each to send, until that is false.
+func (s *shards) read(ctx context.Context, dev protocol.DevID, seed uint32, from, to int64, send func(result) bool) error {
+	body, err := s.r.Places.Open(ctx, dev, s.l.Offset(from), s.l.Offset(to)-s.l.Offset(from))
+	if err != nil {
+		return err
+	}
+	defer body.Close() // of what was read
+	for n := from; n < to; n++ {
+		size := s.l.BlockLen(n)
+		block := s.c.get(size + SumSize)
+		if _, err := io.ReadFull(body, block.b); err != nil {
+			s.c.put(block)
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+		if binary.BigEndian.Uint32(block.b[size:]) != blockSum(seed, n, block.b[:size]) {
+			s.c.put(block)
+			if !send(result{err: fmt.Errorf("stripe %d: %w", n, ErrBlock)}) {
+				return nil
+			}
+			continue
+		}
+		if !send(result{block: block}) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// stop ends the reading of a shard, without waiting for it.
+func (s *shards) stop(i int) {
+	if f := s.own[i].reader; f != nil {
+		f.cancel()
+		s.own[i].reader = nil
+	}
+}
+
+// advance goes to a later stripe. Blocks of the one before are not valid any more.
+func (s *shards) advance(stripe int64) {
+	alive, whole := 0, true
+	for i := range s.own {
+		o := &s.own[i]
+		s.c.put(o.block)
+		o.block, o.bad = nil, false
+		if f := o.reader; f != nil && f.late && f.next <= s.stripe {
+			o.slow = true
+			s.stop(i)
+		}
+		if o.reader != nil {
+			alive++
+		} else if o.wanted(stripe) {
+			whole = false
+		}
+	}
+	s.stripe = stripe
+	// Others that were read in the place of a shard are not needed for ever.
+	for i := range s.own {
+		if o := &s.own[i]; o.reader != nil && o.from >= o.to && (whole || alive > s.l.K) {
+			s.stop(i)
+			alive--
+		}
+	}
+}
+
+func (o *shard) wanted(stripe int64) bool { return o.from <= stripe && stripe < o.to }
+
+// comes reports whether the shard's reader will have a block of the stripe.
+func (o *shard) comes(stripe int64) bool {
+	return o.reader != nil && o.reader.next <= stripe && stripe < o.reader.end
+}
+
+// collect takes what readers have, as far as the stripe.
+func (s *shards) collect() {
+	for i := range s.own {
+		for o := &s.own[i]; o.reader != nil && o.reader.next <= s.stripe; {
+			select {
+			case r := <-o.reader.results:
+				s.take(i, r)
+				continue
+			default:
+			}
+			break
+		}
+	}
+}
+
+// take takes a result of a shard's reader.
+func (s *shards) take(i int, r result) {
+	o := &s.own[i]
+	f := o.reader
+	if r.over {
+		s.stop(i)
+		o.fails++
+		o.gone = errors.Is(r.err, fs.ErrNotExist) || o.fails >= maxFails
+		s.suspect(i, r.err)
+		return
+	}
+	stripe := f.next
+	f.next++
+	f.late = false
+	switch {
+	case r.err != nil:
+		o.bads++
+		o.bad = o.bad || stripe == s.stripe
+		s.suspect(i, r.err)
+		if o.bads >= maxBad {
+			s.stop(i)
+		}
+	case stripe == s.stripe && o.block == nil:
+		o.block = r.block
+	default:
+		s.c.put(r.block)
+	}
+	if f.next == f.end {
+		o.reader = nil
+	}
+}
+
+// suspect notes what is the matter with a shard.
+func (s *shards) suspect(i int, err error) {
+	o := &s.own[i]
+	first := o.err == nil
+	o.err = err
+	if first && s.r.Suspect != nil && s.ctx.Err() == nil {
+		s.r.Suspect(i, o.dev, err)
+	}
+}
+
+// another begins to read one more shard for the stripe, and reports whether there
+// was one.
+func (s *shards) another() bool {
+	best, least := -1, math.MaxInt
+	for i := range s.own {
+		o := &s.own[i]
+		if o.dev == 0 || o.gone || o.bad || o.block != nil || o.comes(s.stripe) {
+			continue
+		}
+		cost := 4*o.fails + 8*o.bads
+		if o.slow {
+			cost += 2
+		}
+		if !s.r.Places.Near(o.dev) {
+			cost++
+		}
+		if cost < least {
+			best, least = i, cost
+		}
+	}
+	if best < 0 {
+		return false
+	}
+	s.stop(best) // one that begins later
+	s.start(best, s.stripe, max(s.last, s.own[best].to))
+	return true
+}
+
+// block is shard i's block of the stripe with its sum, read or computed. It is
+// valid until advance.
+func (s *shards) block(i int) ([]byte, error) {
+	var timer *time.Timer
+	for {
+		s.collect()
+		o := &s.own[i]
+		if o.block != nil {
+			return o.block.b, nil
+		}
+		there, coming, late := 0, 0, 0
+		for j := range s.own {
+			switch p := &s.own[j]; {
+			case p.block != nil:
+				there++
+			case !p.comes(s.stripe):
+			case p.reader.late:
+				late++
+			default:
+				coming++
+			}
+		}
+		if there >= s.l.K {
+			if err := s.compute(); err != nil {
+				return nil, fmt.Errorf("fid %d, stripe %d: %w", s.l.FID, s.stripe, err)
+			}
+			continue
+		}
+		if !o.comes(s.stripe) || o.reader.late {
+			for there+coming < s.l.K && s.another() {
+				coming++
+			}
+			late = s.late()
+			if !o.comes(s.stripe) && there+coming+late < s.l.K {
+				if s.ctx.Err() != nil {
+					return nil, context.Cause(s.ctx)
+				}
+				if s.locate() {
+					continue
+				}
+				return nil, s.tooFew()
+			}
+		}
+		if timer == nil {
+			timer = time.NewTimer(s.hedge)
+			defer timer.Stop()
+		}
+		select {
+		case <-s.news:
+		case <-timer.C:
+			for j := range s.own {
+				if p := &s.own[j]; p.block == nil && p.comes(s.stripe) {
+					p.reader.late = true
+				}
+			}
+			timer.Reset(s.hedge)
+		case <-s.ctx.Done():
+			return nil, context.Cause(s.ctx)
+		}
+	}
+}
+
+// late is how many blocks of the stripe are late.
+func (s *shards) late() (n int) {
+	for i := range s.own {
+		if o := &s.own[i]; o.block == nil && o.comes(s.stripe) && o.reader.late {
+			n++
+		}
+	}
+	return n
+}
+
+// compute makes all blocks of the stripe that are wanted and not there, of k that
+// are.
+func (s *shards) compute() error {
+	size := s.l.BlockLen(s.stripe)
+	blocks := make([][]byte, len(s.own))
+	required := make([]bool, len(s.own))
+	for i := range s.own {
+		switch o := &s.own[i]; {
+		case o.block != nil:
+			blocks[i] = o.block.b[:size]
+		case o.wanted(s.stripe):
+			o.block = s.c.get(size + SumSize)
+			blocks[i], required[i] = o.block.b[:0:size], true
+		}
+	}
+	if err := s.enc.ReconstructSome(blocks, required); err != nil {
+		return err
+	}
+	for i := range s.own {
+		if required[i] {
+			o := &s.own[i]
+			binary.BigEndian.PutUint32(o.block.b[size:], blockSum(o.seed, s.stripe, o.block.b[:size]))
+		}
+	}
+	return nil
+}
+
+// locate asks all sisters where the shards are, once, and reports whether one of
+// them knew better.
+func (s *shards) locate() bool {
+	if s.located {
+		return false
+	}
+	s.located = true
+	devs := make([]protocol.DevID, len(s.own))
+	for i := range s.own {
+		devs[i] = s.own[i].dev
+	}
+	now := s.r.Header.Placement
+	for _, f := range Headers(s.ctx, s.r.Places, devs) {
+		if f.Err == nil && f.Header.Sisters(&s.r.Header) && f.Header.Placement.Epoch > now.Epoch {
+			now = f.Header.Placement
+		}
+	}
+	if now.Epoch == s.r.Header.Placement.Epoch {
+		return false
+	}
+	for i, dev := range now.Devices {
+		if o := &s.own[i]; o.dev != dev {
+			s.stop(i)
+			*o = shard{dev: dev, seed: o.seed, from: o.from, to: o.to, block: o.block}
+		}
+	}
+	return true
+}
+
+// tooFew says what is the matter with the shards.
+func (s *shards) tooFew() error {
+	err := fmt.Errorf("fid %d, encoding %016x, stripe %d: %w", s.l.FID, s.l.Encoding, s.stripe, ErrTooFew)
+	for i := range s.own {
+		if o := &s.own[i]; o.err != nil {
+			err = fmt.Errorf("%w; shard %d on dev%d: %w", err, i, o.dev, o.err)
+		}
+	}
+	return err
+}
+
+// close ends all reading, and waits for it.
+func (s *shards) close() {
+	s.cancel()
+	s.readers.Wait()
+	for i := range s.own {
+		s.c.put(s.own[i].block)
+		s.own[i].block = nil
+	}
+}
