@@ -88,7 +88,8 @@ mogtool domain list`,
 mogtool class list photos`,
 			command("list", "list classes", "[DOMAIN…]", `mogtool class list photos`, need{0, -1, false}, nil, classList),
 			command("add", "make a class", "DOMAIN CLASS", `mogtool class add photos thumbs --mindevcount 2
-mogtool class add photos originals --mindevcount 3 --replpolicy 'MultipleHosts(3)' --hashtype MD5`, need{2, 2, false}, classFlags(), classAdd),
+mogtool class add photos originals --mindevcount 3 --replpolicy 'MultipleHosts(3)' --hashtype MD5
+mogtool class add photos archive --replpolicy 'ErasureCode(6,3)'`, need{2, 2, false}, classFlags(), classAdd),
 			command("modify", "change a class", "DOMAIN CLASS", `mogtool class modify photos thumbs --mindevcount 3`, need{2, 2, false}, classFlags(), classModify),
 			command("delete", "delete a class without files", "DOMAIN CLASS", `mogtool class delete photos thumbs`, need{2, 2, false}, nil, classDelete),
 		),
@@ -431,6 +432,8 @@ func classArgs(s *session, args []string) (protocol.Args, error) {
 	q := protocol.Args{{Name: "domain", Value: args[0]}, {Name: "class", Value: args[1]}}
 	if s.IsSet("mindevcount") {
 		q.AddInt("mindevcount", int64(s.Int("mindevcount")))
+	} else if policy, coded := classCode(s); coded {
+		q.AddInt("mindevcount", int64(policy.M)+1)
 	}
 	for _, name := range []string{"replpolicy", "hashtype"} {
 		if s.IsSet(name) {
@@ -444,14 +447,56 @@ func classArgs(s *session, args []string) (protocol.Args, error) {
 const maxMinDevCount = math.MaxInt16
 
 func classAdd(s *session, args []string) error {
-	if !s.IsSet("mindevcount") {
+	if _, coded := classCode(s); !s.IsSet("mindevcount") && !coded {
 		return usageError(s.Context, "class add: it needs --mindevcount")
 	}
 	q, err := classArgs(s, args)
 	if err != nil {
 		return err
 	}
-	return do(s, "create_class", q, "add class %q to domain %q", args[1], args[0])
+	if err := do(s, "create_class", q, "add class %q to domain %q", args[1], args[0]); err != nil {
+		return err
+	}
+	return warnOfHosts(s, args)
+}
+
+// classCode is the policy ErasureCode where that is what --replpolicy gives. Such
+// classes need no mindevcount: it is one more than there are parity shards.
+func classCode(s *session) (protocol.PolicyCall, bool) {
+	policy, err := protocol.ParsePolicy(s.String("replpolicy"))
+	return policy, err == nil && policy.Name == protocol.PolicyErasureCode
+}
+
+// warnOfHosts says what the cluster lacks for shards of the class just written.
+// That it cannot be found out is no failure: the class is there.
+func warnOfHosts(s *session, args []string) error {
+	policy, coded := classCode(s)
+	if !coded {
+		return nil
+	}
+	const notKnown = "class %s: not known whether its shards can be spread well: %v"
+	hosts, err := s.client.Hosts(s.ctx())
+	if err != nil {
+		return s.out.note(notKnown, args[1], err)
+	}
+	devices, err := s.client.Devices(s.ctx())
+	if err != nil {
+		return s.out.note(notKnown, args[1], err)
+	}
+	var l layout
+	for _, d := range devices {
+		for _, h := range hosts {
+			if h.ID == d.HostID {
+				l.takesShards(h, d)
+			}
+		}
+	}
+	for _, p := range l.lacksForShards(policy) {
+		if err := s.out.note("class %s of domain %s wants %s", args[1], args[0], p.What); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func classModify(s *session, args []string) error {
@@ -462,7 +507,7 @@ func classModify(s *session, args []string) error {
 	if len(q) == 2 {
 		return usageError(s.Context, "class modify: say what to change")
 	}
-	if !s.IsSet("mindevcount") { // trackers insist on it
+	if _, coded := classCode(s); !coded && !s.IsSet("mindevcount") { // trackers insist on it
 		domains, err := s.client.Domains(s.ctx())
 		if err != nil {
 			return err
@@ -475,7 +520,10 @@ func classModify(s *session, args []string) error {
 			}
 		}
 	}
-	return do(s, "update_class", q, "modify class %q of domain %q", args[1], args[0])
+	if err := do(s, "update_class", q, "modify class %q of domain %q", args[1], args[0]); err != nil {
+		return err
+	}
+	return warnOfHosts(s, args)
 }
 
 func classDelete(s *session, args []string) error {

@@ -367,7 +367,7 @@ func judge(r *report) []problem {
 			add("'mogtool drain --status' names them and the reason", "dev%d of host %s cannot be emptied: %d files have no other place", d.Device, d.Host, d.Files)
 		}
 	}
-	return append(ps, judgePolicies(view)...)
+	return append(ps, judgePolicies(view, makesNoShards(r.Hosts))...)
 }
 
 // judgeKeys names the hosts that take no orders, for want of a cluster key.

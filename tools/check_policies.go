@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 
 	"github.com/mogile/mogile/protocol"
 )
@@ -32,11 +34,23 @@ type layout struct {
 	zones  protocol.Zones
 	whole  places
 	inZone map[string]*places
+	shards map[int64]int // by host, devices that take shards
+}
+
+// takesShards counts a device that takes files, on a host whose storage daemon
+// makes shards.
+func (l *layout) takesShards(host protocol.Host, device protocol.Device) {
+	if device.Status == "alive" && host.Status == "alive" {
+		if l.shards == nil {
+			l.shards = make(map[int64]int)
+		}
+		l.shards[host.ID]++
+	}
 }
 
 // judgePolicies names the zones that make no sense, and the classes whose policy
-// cannot be kept.
-func judgePolicies(t *trackerCheck) []problem {
+// cannot be kept. The hosts named in without are known to make no shards.
+func judgePolicies(t *trackerCheck, without []string) []problem {
 	var ps []problem
 	add := func(remedy, format string, args ...any) {
 		ps = append(ps, problem{fmt.Sprintf(format, args...), remedy})
@@ -68,6 +82,9 @@ func judgePolicies(t *trackerCheck) []problem {
 			continue
 		}
 		l.whole.count(h, d)
+		if !slices.Contains(without, h.Name) {
+			l.takesShards(h, d)
+		}
 		zone := zoneOf[h.ID]
 		if l.inZone[zone] == nil {
 			l.inZone[zone] = new(places)
@@ -107,6 +124,8 @@ func (l *layout) lacks(policy protocol.PolicyCall, mindevcount int) []problem {
 		for _, m := range policy.Members {
 			ps = append(ps, l.lacks(m, mindevcount)...)
 		}
+	case protocol.PolicyErasureCode:
+		return l.lacksForShards(policy)
 	case protocol.PolicyHostsPerNetwork:
 		for _, need := range policy.Needs {
 			there := l.inZone[need.Zone]
@@ -133,4 +152,47 @@ func (l *layout) lacks(policy protocol.PolicyCall, mindevcount int) []problem {
 		}
 	}
 	return ps
+}
+
+// lacksForShards says the same of ErasureCode: there must be a device for each
+// shard, and so many hosts that none has more shards than may be lost.
+func (l *layout) lacksForShards(policy protocol.PolicyCall) []problem {
+	shards, devices := policy.K+policy.M, 0
+	for _, n := range l.shards {
+		devices += n
+	}
+	if shards > devices {
+		return []problem{{
+			What:   fmt.Sprintf("%d devices, one for each shard; alive devices of storage daemons that make shards: %d; its files are kept as %d copies", shards, devices, policy.M+1),
+			Remedy: "add devices, see that all storage daemons have the cluster key, or give it a policy with fewer shards",
+		}}
+	}
+	most := 1 // shards that some host has, however well they are spread
+	for ; ; most++ {
+		room := 0
+		for _, n := range l.shards {
+			room += min(n, most)
+		}
+		if room >= shards {
+			break
+		}
+	}
+	if most > policy.M {
+		return []problem{{
+			What:   fmt.Sprintf("no more than %d of %d shards on one host; alive hosts: %d, one of which has %d or more: its loss costs files", policy.M, shards, len(l.shards), most),
+			Remedy: "add hosts or spread devices more evenly over them, or give it a policy with more parity shards",
+		}}
+	}
+	return nil
+}
+
+// makesNoShards are the hosts that answered, and not with the capability.
+func makesNoShards(hosts []hostCheck) []string {
+	var without []string
+	for _, h := range hosts {
+		if h.Answer == "ok" && !slices.Contains(strings.Fields(h.capabilities), protocol.WordEC) {
+			without = append(without, h.Host)
+		}
+	}
+	return without
 }
