@@ -349,7 +349,7 @@ func (b *batch) inquire(snap *cluster.Snapshot, f schema.LocatedFile, row protoc
 		b.policies[class] = p
 	}
 	q := &inquiry{
-		subject: subject{file: f, row: row, class: class.HashType},
+		subject: subject{file: f, row: row, class: class.HashType, encoding: encodingIn(encodings, f.FID)},
 		digest:  b.mode.digest(class.HashType, row),
 		copies:  make(map[protocol.DevID]observation),
 		policy:  policy, classOf: class, snap: snap,

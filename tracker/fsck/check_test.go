@@ -187,6 +187,9 @@ const ( // classes of worktest's cluster
 	single = schema.ClassID(1)
 	triple = schema.ClassID(3)
 	hashed = schema.ClassID(5) // of two copies
+
+	coded       = schema.ClassID(6) // 3+2 shards
+	codedHashed = schema.ClassID(7)
 )
 
 func written(content string) bytesOn { return bytesOn{content: content, noted: noteOf(content)} }

@@ -559,6 +559,8 @@ func NewCluster(hosts, devices int) *Cluster {
 			{DMID: 1, ID: 1, Name: "single", MinDevCount: 1},
 			{DMID: 1, ID: 3, Name: "triple", MinDevCount: 3},
 			{DMID: 1, ID: 5, Name: "hashed", MinDevCount: 2, HashType: protocol.HashMD5},
+			{DMID: 1, ID: 6, Name: "coded", MinDevCount: 3, ReplPolicy: "ErasureCode(3, 2, min=1)"},
+			{DMID: 1, ID: 7, Name: "coded and hashed", MinDevCount: 3, ReplPolicy: "ErasureCode(3, 2, min=1)", HashType: protocol.HashMD5},
 		},
 	}
 	for h := range hosts {
