@@ -93,32 +93,7 @@ func (c *Client) copyDirect(ctx context.Context, cp Copy) (protocol.Checksum, er
 
 // sendCopy gives the order to the host at to, and waits until it is carried out.
 func (c *Client) sendCopy(ctx context.Context, to string, order protocol.CopyOrder, alive func()) (protocol.CopyReport, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	// As long as the daemon works it says so each second; that the work gets on is
-	// another matter.
-	stall := stallFactor * c.o.CopyTimeout
-	stalled := time.AfterFunc(stall, func() {
-		cancel(fmt.Errorf("copy fid %d to dev%d: %w: no further byte for %v", order.FID, order.Dev, ErrUnreachable, stall))
-	})
-	defer stalled.Stop()
-	var fetched int64
-	within := stall + bodyPatience(order.Length, c.o.CopyTimeout)
-	if order.Rate > 0 {
-		within += time.Duration(float64(order.Length) / float64(order.Rate) * float64(time.Second))
-	}
-	fields, err := c.order(ctx, to, protocol.VerbCopy, order.Args(), within, c.o.CopyTimeout, func(l protocol.AnswerLine) {
-		if n := l.Fields.Number("done"); n != fetched {
-			fetched = n
-			stalled.Reset(stall)
-		}
-		if alive != nil {
-			alive()
-		}
-	})
-	if cause := context.Cause(ctx); err != nil && cause != nil && errors.Is(cause, ErrUnreachable) {
-		err = cause // and not the cancelling of the request
-	}
+	fields, err := c.longOrder(ctx, to, protocol.VerbCopy, order.Args(), order.Length, order.Rate, alive, nil)
 	if err != nil {
 		return protocol.CopyReport{}, err
 	}
