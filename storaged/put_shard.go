@@ -2,10 +2,12 @@ package storaged
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/erasure"
 	"github.com/mogile/mogile/storaged/volume"
 )
 
@@ -13,7 +15,7 @@ import (
 // only who has the cluster key may write there: the request has an order for it.
 // One upload to the path is under way at a time, and a DELETE of the path ends it.
 func (p *plane) putShard(ctx context.Context, r *request, t target, fid protocol.FID) answer {
-	_, err := p.orders.permit(r, t.dev, fid)
+	order, err := p.orders.permit(r, t.dev, fid)
 	if err != nil {
 		return answer{status: http.StatusForbidden, close: true, err: err, text: []byte(err.Error()), size: int64(len(err.Error()))}
 	}
@@ -46,16 +48,44 @@ func (p *plane) putShard(ctx context.Context, r *request, t target, fid protocol
 		if ctx.Err() != nil {
 			return 0, context.Cause(ctx)
 		}
+		if up.Size() == 0 {
+			if err := isShard(order, b, r.length); err != nil {
+				return 0, err
+			}
+		}
 		return up.Write(b)
 	})
-	if err == nil {
+	switch {
+	case err == nil && up.Size() == 0:
+		err = errNotShard
+	case err == nil:
 		err = up.Commit(ctx)
 	}
 	switch {
 	case ctx.Err() != nil: // it was deleted meanwhile
 		return answer{status: http.StatusConflict, close: true, err: context.Cause(ctx)}
+	case errors.Is(err, errNotShard):
+		return answer{status: http.StatusBadRequest, close: true, err: err, text: []byte(err.Error()), size: int64(len(err.Error()))}
 	case err != nil:
 		return failed(err)
 	}
 	return answer{status: http.StatusCreated}
+}
+
+// errNotShard is matched by errors that say that a body is not the shard which the
+// order is for.
+var errNotShard = errors.New("the body is not the shard that the order is for")
+
+// isShard says why a body of length bytes that begins with b is not the shard.
+func isShard(order protocol.ShardOrder, b []byte, length int64) error {
+	h, err := erasure.ParseHeader(b)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", errNotShard, err)
+	case h.FID != order.FID || h.Encoding != order.Encoding || h.Index != order.Index:
+		return fmt.Errorf("%w: it is shard %d of encoding %016x of fid %d", errNotShard, h.Index, h.Encoding, h.FID)
+	case length != h.Layout().ShardSize():
+		return fmt.Errorf("%w: it has %d bytes instead of %d", errNotShard, length, h.Layout().ShardSize())
+	}
+	return nil
 }

@@ -14,6 +14,11 @@ func (d *Daemon) orderKinds() []order {
 		{verb: protocol.VerbCopy, run: d.copy},
 		{verb: protocol.VerbList, run: d.inventory.list},
 		{verb: protocol.VerbTrash, run: d.inventory.trash},
+		{verb: protocol.VerbEncode, word: protocol.WordEC, run: d.encode},
+		{verb: protocol.VerbRebuild, word: protocol.WordEC, run: d.rebuild},
+		{verb: protocol.VerbPlace, word: protocol.WordEC, run: d.place},
+		{verb: protocol.VerbShardState, word: protocol.WordEC, run: d.shardState},
+		{verb: protocol.VerbDrop, word: protocol.WordEC, run: d.drop},
 		{verb: protocol.VerbPeers, word: protocol.WordEC, run: d.takePeers},
 		{verb: protocol.VerbSuspects, word: protocol.WordEC, run: d.tellSuspects},
 	}

@@ -46,7 +46,7 @@ func (c *Coding) rebuild(ctx context.Context, o *protocol.RebuildOrder, progress
 	if err := erasure.CheckSet(o.ShardSet); err != nil {
 		return nil, report, blame(ctx, protocol.ErrBadOrder, 0, err)
 	}
-	end, err := c.job(ctx, erasure.Layout{ShardSet: o.ShardSet}.EncodeMemory())
+	end, err := c.job(ctx, erasure.Layout{ShardSet: o.ShardSet}.RebuildMemory(len(o.Writes)))
 	if err != nil {
 		return nil, report, blame(ctx, protocol.ErrCopyBusy, 0, err)
 	}
