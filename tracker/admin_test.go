@@ -285,3 +285,55 @@ func TestOtherTrackersChanges(t *testing.T) {
 	c.refused("create_domain domain=theirs", "domain_exists")
 	e.eventually("the domain is seen", func() bool { return strings.HasPrefix(c.ask("list_keys domain=theirs"), "ERR none_match") })
 }
+
+// TestErasureCodeClasses wants classes with shards only where they can be, with
+// the mindevcount of their copies whatever the client says.
+func TestErasureCodeClasses(t *testing.T) {
+	t.Parallel()
+	e := start(t) // no cluster key, four devices, all on loopback
+	c := e.dial()
+	mindevcount := func(class, want string) {
+		t.Helper()
+		_, after, _ := strings.Cut(c.ask("get_domains"), "name="+class+"&")
+		_, after, _ = strings.Cut(after, "mindevcount=")
+		if n, _, _ := strings.Cut(after, "&"); n != want {
+			t.Errorf("mindevcount %s, want %s", n, want)
+		}
+	}
+	c.talk([]exchange{
+		{"create_class domain=toast&class=ec&replpolicy=ErasureCode(3,2)",
+			"ERR invalid_replpolicy ErasureCode%283,+2%29+needs+5+devices,+one+for+each+shard%3B+those+of+this+cluster+that+are+not+dead+are+4"},
+		{"create_class domain=toast&class=ec&mindevcount=2&replpolicy=ErasureCode(33,2)", "invalid_replpolicy"},
+		{"create_class domain=toast&class=ec&mindevcount=2&replpolicy=ErasureCode(2,17)", "invalid_replpolicy"},
+		{"create_class domain=toast&class=ec&mindevcount=2&replpolicy=Union(ErasureCode(1,1))", "invalid_replpolicy"},
+		{"create_class domain=nix&class=ec&replpolicy=ErasureCode(2,2)", "domain_not_found"},
+		{"create_class domain=toast&class=ec&replpolicy=ErasureCode(2,2)", "OK class=ec&mindevcount=3&domain=toast"},
+		{"update_class domain=toast&class=ec&mindevcount=9", "OK class=ec&mindevcount=3&domain=toast"},
+	})
+	mindevcount("ec", "3")
+	c.talk([]exchange{
+		{"update_class domain=toast&class=ec&mindevcount=9&replpolicy=ErasureCode(1,1,min=0)", "OK class=ec&mindevcount=2&domain=toast"},
+		{"update_class domain=toast&class=ec&replpolicy=MultipleHosts()", "invalid_mindevcount"},
+		{"update_class domain=toast&class=ec&mindevcount=4&replpolicy=MultipleHosts()", "OK class=ec&mindevcount=4&domain=toast"},
+		{"update_class domain=toast&class=ec&mindevcount=5", "OK class=ec&mindevcount=5&domain=toast"},
+		{"update_class domain=toast&class=nix&replpolicy=ErasureCode(1,1)", "class_not_found"},
+	})
+	c.ok("set_state host=h1&device=1&state=dead")
+	c.refused("update_class domain=toast&class=ec&replpolicy=ErasureCode(2,2)", "invalid_replpolicy")
+	c.ok("create_host host=far&ip=192.0.2.1&port=7500&status=down")
+	c.same("update_class domain=toast&class=ec&replpolicy=ErasureCode(1,1)",
+		"ERR invalid_replpolicy ErasureCode%281,+1%29+needs+a+cluster+key,+as+host+far+is+not+on+loopback:+storage+daemons+make+shards+for+trackers+only+that+share+one+with+them+%28--cluster-key-file%29")
+	c.ok("update_host host=far&status=dead")
+	c.ok("update_class domain=toast&class=ec&replpolicy=ErasureCode(1,1)")
+	mindevcount("ec", "2")
+}
+
+// TestErasureCodeWithKey wants classes with shards beyond loopback where there is
+// a cluster key.
+func TestErasureCodeWithKey(t *testing.T) {
+	t.Parallel()
+	e := start(t, func(o *tracker.Options) { o.ClusterKey = []byte(strings.Repeat("k", 32)) })
+	c := e.dial()
+	c.ok("create_host host=far&ip=192.0.2.1&port=7500&status=down")
+	c.ok("create_class domain=toast&class=ec&replpolicy=ErasureCode(1,1)")
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -176,6 +177,13 @@ func (t *Tracker) writeClass(ctx context.Context, q *query, update bool) error {
 		return protocol.Err("no_class")
 	}
 	mindevcount := q.Number("mindevcount")
+	code, err := t.classCode(ctx, q, domain, name, update)
+	if err != nil {
+		return err
+	}
+	if code != nil {
+		mindevcount = int64(code.M) + 1 // the copies of a file that is not encoded, by which all else goes
+	}
 	if mindevcount < 1 {
 		return protocol.Err("invalid_mindevcount")
 	}
@@ -191,6 +199,11 @@ func (t *Tracker) writeClass(ctx context.Context, q *query, update bool) error {
 		}
 		if _, err := placement.ParsePolicy(policy); err != nil {
 			return err
+		}
+		if code != nil {
+			if err := t.canCode(ctx, *code); err != nil {
+				return err
+			}
 		}
 		change.ReplPolicy = &policy
 	}
@@ -226,6 +239,66 @@ func (t *Tracker) writeClass(ctx context.Context, q *query, update bool) error {
 	q.reply.Add("class", name)
 	q.reply.AddInt("mindevcount", mindevcount)
 	q.reply.Add("domain", domain)
+	return nil
+}
+
+// classCode is the policy ErasureCode where that is what the class has after it is
+// written, and else nil; what cannot be read is judged later.
+func (t *Tracker) classCode(ctx context.Context, q *query, domain, name string, update bool) (*placement.ErasureCode, error) {
+	text := q.Get("replpolicy")
+	if !protocol.Truthy(text) {
+		if !update {
+			return nil, nil
+		}
+		at, err := t.fresh(ctx)
+		if err != nil {
+			return nil, err
+		}
+		d, ok := at.Domain(domain)
+		if !ok {
+			return nil, nil
+		}
+		class, ok := d.Class(name)
+		if !ok {
+			return nil, nil
+		}
+		text = class.ReplPolicy
+	}
+	if policy, err := placement.ParsePolicy(text); err == nil {
+		if code, ok := policy.(placement.ErasureCode); ok {
+			return &code, nil
+		}
+	}
+	return nil, nil
+}
+
+// canCode refuses a policy that this cluster cannot keep, whatever comes back of
+// what is away.
+func (t *Tracker) canCode(ctx context.Context, p placement.ErasureCode) error {
+	refuse := func(format string, args ...any) error {
+		return &protocol.Error{Code: "invalid_replpolicy", Text: fmt.Sprintf(format, args...)}
+	}
+	at, err := t.fresh(ctx)
+	if err != nil {
+		return err
+	}
+	devices := 0
+	for _, d := range at.DeviceList {
+		if !d.Dead() && d.Host != nil && d.Host.Status != schema.HostDead {
+			devices++
+		}
+	}
+	if devices < p.K+p.M {
+		return refuse("%s needs %d devices, one for each shard; those of this cluster that are not dead are %d", p, p.K+p.M, devices)
+	}
+	if len(t.opts.ClusterKey) > 0 {
+		return nil
+	}
+	for _, h := range at.HostList {
+		if addr, err := netip.ParseAddr(h.IP); h.Status != schema.HostDead && (err != nil || !addr.Unmap().IsLoopback()) {
+			return refuse("%s needs a cluster key, as host %s is not on loopback: storage daemons make shards for trackers only that share one with them (--cluster-key-file)", p, h.Name)
+		}
+	}
 	return nil
 }
 

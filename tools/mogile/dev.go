@@ -40,14 +40,17 @@ const (
 var devClasses = [...]struct {
 	name        string
 	mindevcount int
-}{{schema.DefaultClass, 2}, {"single", 1}, {"triple", 3}}
+	policy      string
+	devices     int // that the cluster must have
+}{{schema.DefaultClass, 2, "", 0}, {"single", 1, "", 0}, {"triple", 3, "", 0}, {"ec", 3, "ErasureCode(4,2,min=64K)", 6}}
 
 func devCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "dev",
 		Usage: "run a whole cluster in one process, on loopback, to try things",
 		Description: "A tracker and storage hosts on 127.0.0.1, 127.0.0.2, …, a domain `test` with the classes default\n" +
-			"(2 copies), single (1) and triple (3). Prints a line beginning `ready` when files can be stored.",
+			"(2 copies), single (1), triple (3) and, where there are six devices, ec (from 64 KiB 4+2 shards).\n" +
+			"Prints a line beginning `ready` when files can be stored.",
 		Flags: devFlags(append([]cli.Flag{
 			stringFlag("dir", "", "`DIR` that keeps the namespace and the devices; empty: a temporary one that goes at the end"),
 			stringFlag("dsn", "", "put the namespace on this database instead of DIR/namespace.db"),
@@ -332,7 +335,13 @@ func (o devOptions) setUp(ctx context.Context, store schema.Store) ([][]protocol
 			return nil, err
 		}
 		for _, c := range devClasses {
-			if _, err := store.CreateClass(ctx, devDomain, schema.Class{Name: c.name, MinDevCount: c.mindevcount}); err != nil {
+			if len(o.hosts)*o.devices < c.devices {
+				continue
+			}
+			_, err := store.CreateClass(ctx, devDomain, schema.Class{Name: c.name, MinDevCount: c.mindevcount, ReplPolicy: c.policy})
+			if refused, ok := errors.AsType[*protocol.Error](err); ok && refused.Code == "invalid_replpolicy" {
+				o.log.Warn().Str("class", c.name).Msg(refused.Text) // --dsn names a database that is not sealed
+			} else if err != nil {
 				return nil, err
 			}
 		}
