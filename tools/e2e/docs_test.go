@@ -199,7 +199,10 @@ func TestDocumentedFlags(t *testing.T) {
 	for _, name := range below(t) {
 		helps["mogile "+name] = help(t, name)
 	}
-	groups := make(map[string][]string)
+	groups := map[string][]string{"mogile storaged": below(t, "storaged")}
+	for _, sub := range groups["mogile storaged"] {
+		helps["mogile storaged "+sub] = help(t, "storaged", sub)
+	}
 	for _, name := range below(t, "mogtool") {
 		helps["mogtool "+name] = help(t, "mogtool", name)
 		switch name {
@@ -284,7 +287,7 @@ func checkCommand(line string, helps map[string]string, groups map[string][]stri
 		return nil
 	}
 	name := words[0] + " " + words[1]
-	if len(words) > 2 && groups[name] != nil {
+	if len(words) > 2 && groups[name] != nil && !strings.HasPrefix(words[2], "-") {
 		name += " " + words[2]
 	}
 	text, ok := helps[name]

@@ -31,7 +31,7 @@ func TestHelpFits(t *testing.T) {
 		return commands
 	}
 	commands := [][]string{{"mogile"}, {"mogilefsd"}, {"mogstored"}, {"cmogstored"}, {"mogdbsetup"}, {"mogautomount"}, {"mogtool"}, {"mogadm"}}
-	commands = append(append(commands, below("mogile")...), below("mogtool")...)
+	commands = append(append(append(commands, below("mogile")...), below("mogile", "storaged")...), below("mogtool")...)
 	for _, group := range []string{"host", "device", "domain", "class", "settings", "bench", "fsck", "rebalance"} {
 		commands = append(commands, below("mogtool", group)...)
 	}

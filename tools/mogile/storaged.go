@@ -66,10 +66,11 @@ func storagedCommand(host *storageHost) *cli.Command {
 		stringFlag("syslog", "", "`SOCKET` of the syslog daemon, for --daemonize; empty: where the system has it"),
 	}
 	return &cli.Command{
-		Name:   "storaged",
-		Usage:  "serve the files of this host's devices",
-		Flags:  slices.Concat(flags, clusterFlags(), statusFlags(), logFlags("info")),
-		Action: func(c *cli.Context) error { return runStoraged(c, host) },
+		Name:        "storaged",
+		Usage:       "serve the files of this host's devices",
+		Flags:       slices.Concat(flags, clusterFlags(), statusFlags(), logFlags("info")),
+		Action:      func(c *cli.Context) error { return runStoraged(c, host) },
+		Subcommands: []*cli.Command{recoverShardsCommand()},
 	}
 }
 
