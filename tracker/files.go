@@ -140,8 +140,41 @@ func (t *Tracker) fileInfo(ctx context.Context, q *query) error {
 	}
 	if q.True("devices") {
 		q.reply.Add("devids", joinIDs(devids))
+		e, err := t.encoding(ctx, file.FID)
+		if err != nil || e == nil {
+			return err
+		}
+		q.reply = append(q.reply, encodingFields(*e, devids)...)
 	}
 	return nil
+}
+
+// encoding is how a file is kept in shards, nil where it is kept in copies.
+func (t *Tracker) encoding(ctx context.Context, fid protocol.FID) (*schema.Encoding, error) {
+	store, ok := t.store.(schema.Encodings)
+	if !ok {
+		return nil, nil
+	}
+	encodings, err := store.EncodingsOf(ctx, []protocol.FID{fid})
+	if err != nil {
+		return nil, fmt.Errorf("read the encoding of fid %d: %w", fid, err)
+	}
+	if e, ok := encodings[fid]; ok {
+		return &e, nil
+	}
+	return nil, nil
+}
+
+// encodingFields describe an encoding of which those shards are there that devids
+// have.
+func encodingFields(e schema.Encoding, devids []protocol.DevID) protocol.Args {
+	there := slices.Clone(e.Devices)
+	for i, dev := range there {
+		if !slices.Contains(devids, dev) {
+			there[i] = 0
+		}
+	}
+	return protocol.FileEncoding{ID: e.ID, K: e.K, M: e.M, Block: e.Block, Devices: there}.Args()
 }
 
 // className is a class's name; the number of one that is not there any more.
@@ -210,6 +243,19 @@ func (t *Tracker) fileDebug(ctx context.Context, q *query) error {
 			path = d.ReadURL(fid, q.viewer)
 		}
 		out.Add("devpath_"+id.String(), path)
+	}
+	e, err := t.encoding(ctx, fid)
+	if err != nil {
+		return err
+	}
+	if e != nil {
+		*out = append(*out, encodingFields(*e, debug.Devices)...)
+		out.AddInt("ec_epoch", int64(e.Epoch))
+		for i, id := range e.Devices {
+			if d := q.at.Device(id); d != nil && slices.Contains(debug.Devices, id) {
+				out.Add("shardpath_"+strconv.Itoa(i), d.ShardURL(fid, q.viewer))
+			}
+		}
 	}
 	sum := "NONE"
 	if !debug.Checksum.IsZero() {
