@@ -479,3 +479,67 @@ func TestCopyBesideShard(t *testing.T) {
 		t.Errorf("%d bytes", res.ContentLength)
 	}
 }
+
+// BenchmarkGetEncoded reads files by their ordinary path: as a copy, in shards of
+// which all are there, and without m of them. TMPDIR on a tmpfs leaves the disk
+// out of it.
+func BenchmarkGetEncoded(b *testing.B) {
+	const k, m = 6, 3
+	for _, size := range []int{64 << 10, 4 << 20, 256 << 20} {
+		b.Run(fmt.Sprintf("size=%d", size), func(b *testing.B) {
+			c := shardFile(b, k, m, 256<<10, size)
+			c.daemons[0].write("dev1/0/000/000/0000000001.fid", string(c.content))
+			for _, kind := range []struct {
+				name, path string
+				lost       []int
+				n          int
+			}{
+				{"copy", "/dev1/0/000/000/0000000001.fid", nil, size},
+				{"whole", "/" + shardedFID.Path(1), nil, size},
+				{"degraded", "/" + shardedFID.Path(1), []int{1, 2, 3}, size},
+			} {
+				for _, i := range kind.lost {
+					c.remove(i)
+				}
+				for _, parallel := range []int{1, 8} {
+					b.Run(fmt.Sprintf("%s/parallel=%d", kind.name, parallel), func(b *testing.B) {
+						url := "http://" + c.daemons[0].HTTPAddr().String() + kind.path
+						benchmark(b, parallel, size, func(hc *http.Client) error {
+							return exchange(hc, http.MethodGet, url, nil, http.StatusOK, int64(size))
+						})
+					})
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkRangeEncoded reads 4 KiB at random places.
+func BenchmarkRangeEncoded(b *testing.B) {
+	const size = 64 << 20
+	c := shardFile(b, 6, 3, 256<<10, size)
+	c.daemons[0].write("dev1/0/000/000/0000000001.fid", string(c.content))
+	for _, kind := range []struct{ name, path string }{{"copy", "/dev1/0/000/000/0000000001.fid"}, {"whole", "/" + shardedFID.Path(1)}} {
+		b.Run(kind.name, func(b *testing.B) {
+			url := "http://" + c.daemons[0].HTTPAddr().String() + kind.path
+			benchmark(b, 4, 4096, func(hc *http.Client) error {
+				req, err := http.NewRequest(http.MethodGet, url, nil)
+				if err != nil {
+					return err
+				}
+				off := rand.IntN(size - 4096)
+				req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, off+4095))
+				res, err := hc.Do(req)
+				if err != nil {
+					return err
+				}
+				defer res.Body.Close()
+				body, err := io.ReadAll(res.Body)
+				if err == nil && !bytes.Equal(body, c.content[off:off+4096]) {
+					err = fmt.Errorf("other bytes at %d", off)
+				}
+				return err
+			})
+		})
+	}
+}
