@@ -67,7 +67,8 @@ func (c *Coding) encode(ctx context.Context, o *protocol.EncodeOrder, progress f
 			return protocol.EncodeReport{}, blame(ctx, code, o.Dev, err)
 		}
 		src.Close() // opened for reading
-		src, src.stored = again, sum
+		src = again
+		src.stored = sum
 	}
 	if src.stored.Length != o.Length {
 		return protocol.EncodeReport{}, c.blameSource(ctx, o, fmt.Errorf("%s: %w: %d bytes were stored there", src.name, errContent, src.stored.Length))
@@ -137,6 +138,7 @@ func (c *Coding) encodeFrom(ctx context.Context, o *protocol.EncodeOrder, h eras
 		once.Do(func() { first = blame(ctx, protocol.ErrCopyDest, o.Targets[i].Dev, err) })
 		cancel(err)
 	})
+	fan.ready() // or some would have all of theirs before another is found to be down
 	if err := c.o.Codec.Encode(work, h, in, c.emit(protocol.VerbEncode, fan)); err != nil {
 		once.Do(func() { first = c.blameSource(ctx, o, err) })
 		cancel(err) // nothing is committed then

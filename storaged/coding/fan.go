@@ -14,6 +14,7 @@ type fan struct {
 	ctx    context.Context
 	feeds  []feed
 	failed func(i int, err error) // called once for each shard that fails, from its goroutine
+	opened sync.WaitGroup         // those that are being opened
 	all    sync.WaitGroup
 }
 
@@ -38,13 +39,24 @@ const fanDepth = 1
 // committed before the end of the pieces, which finish tells.
 func newFan(ctx context.Context, n int, open func(ctx context.Context, i int) (sink, error), failed func(i int, err error)) *fan {
 	f := &fan{ctx: ctx, feeds: make([]feed, n), failed: failed}
+	f.opened.Add(n)
 	for i := range f.feeds {
 		feed := &f.feeds[i]
 		feed.pieces = make(chan piece, fanDepth)
 		f.all.Go(func() {
-			if feed.err = f.serve(feed, func() (sink, error) { return open(ctx, i) }); feed.err != nil {
+			s, err := open(ctx, i)
+			if err == nil {
+				f.opened.Done()
+				feed.err = f.serve(feed, s)
+			} else {
+				feed.err = err
+			}
+			if feed.err != nil {
 				feed.dead.Store(true)
 				failed(i, feed.err)
+			}
+			if err != nil {
+				f.opened.Done() // when it is known that it failed
 			}
 			for p := range feed.pieces { // of one that is dead
 				p.done()
@@ -55,11 +67,7 @@ func newFan(ctx context.Context, n int, open func(ctx context.Context, i int) (s
 }
 
 // serve writes one shard.
-func (f *fan) serve(feed *feed, open func() (sink, error)) error {
-	s, err := open()
-	if err != nil {
-		return err
-	}
+func (f *fan) serve(feed *feed, s sink) error {
 	defer s.Abort() // does nothing after Commit
 	for p := range feed.pieces {
 		_, err := s.Write(p.data)
@@ -73,6 +81,9 @@ func (f *fan) serve(feed *feed, open func() (sink, error)) error {
 	}
 	return s.Commit(f.ctx)
 }
+
+// ready waits until each shard is open, or has failed.
+func (f *fan) ready() { f.opened.Wait() }
 
 // send has each shard write its part of parts, nil: nothing. It waits until there
 // is room for all of them; done is called when none is needed any more. The error

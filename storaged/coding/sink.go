@@ -21,7 +21,11 @@ type sink interface {
 // open begins to write a shard of size bytes, here or elsewhere.
 func (c *Coding) open(ctx context.Context, to protocol.Peer, shard protocol.ShardOrder, size int64) (sink, error) {
 	if !c.o.Docroot.Has(to.Dev) {
-		return c.uploads.begin(ctx, to, shard, size)
+		up, err := c.uploads.begin(ctx, to, shard, size)
+		if err != nil {
+			return nil, err
+		}
+		return up, nil
 	}
 	v, err := c.o.Docroot.Volume(to.Dev)
 	if err != nil {

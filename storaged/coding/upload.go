@@ -54,6 +54,7 @@ type idleConn struct {
 type upload struct {
 	from *uploads
 	conn net.Conn
+	in   *bufio.Reader // of conn
 	addr string
 	to   protocol.Peer
 	path string
@@ -119,16 +120,24 @@ func (u *uploads) begin(ctx context.Context, to protocol.Peer, shard protocol.Sh
 	up := &upload{from: u, addr: addr, to: to, path: "/" + shard.FID.ShardPath(shard.Dev), left: size}
 	order := protocol.NewOrder(protocol.VerbShard, u.now(), permitLife, shard.Args())
 	head := "PUT " + up.path + " HTTP/1.1\r\nHost: " + host + "\r\nContent-Length: " + strconv.FormatInt(size, 10) +
-		"\r\n" + protocol.OrderHeader + ": " + order.Header(u.key) + "\r\n\r\n"
+		"\r\nExpect: 100-continue\r\n" + protocol.OrderHeader + ": " + order.Header(u.key) + "\r\n\r\n"
 	conn, err := u.connect(ctx, addr)
 	if err != nil {
 		return nil, fmt.Errorf("PUT %s%s: %w", to.URL, up.path, err)
 	}
-	up.conn = conn
+	up.conn, up.in = conn, bufio.NewReaderSize(conn, maxAnswer)
 	up.stop = context.AfterFunc(ctx, func() { _ = conn.Close() }) // not a deadline: the next write would set another
 	if err := up.send(func() error { _, err := io.WriteString(conn, head); return err }); err != nil {
 		up.Abort()
 		return nil, err
+	}
+	// A daemon that does not want the shard says so before it gets it.
+	if res, err := up.answer(u.timeout); err != nil || res.StatusCode != http.StatusContinue {
+		if err == nil {
+			err = errUnasked
+		}
+		up.Abort()
+		return nil, up.wrap(err)
 	}
 	return up, nil
 }
@@ -170,6 +179,7 @@ func (u *upload) Write(p []byte) (int, error) {
 var (
 	errTooShort = errors.New("the shard is not complete")
 	errOver     = errors.New("the upload is over")
+	errUnasked  = errors.New("the storage daemon answers something else than was asked")
 )
 
 // Commit waits until the peer says that the shard is there for good.
@@ -181,12 +191,15 @@ func (u *upload) Commit(context.Context) error {
 		u.Abort()
 		return u.wrap(errTooShort)
 	}
-	more, err := u.answer(flushTimes * u.from.timeout)
+	res, err := u.answer(flushTimes * u.from.timeout)
+	if err == nil && res.StatusCode != http.StatusCreated {
+		err = errUnasked
+	}
 	if err != nil {
 		u.Abort()
 		return u.wrap(err)
 	}
-	if u.stop() && more {
+	if u.stop() && !res.Close && res.ContentLength == 0 {
 		u.from.keep(u.addr, u.conn)
 	} else {
 		_ = u.conn.Close()
@@ -221,25 +234,25 @@ func (e *statusError) Unwrap() error {
 // maxAnswer bounds what is read of an answer's body, in bytes.
 const maxAnswer = 512
 
-// answer reads the peer's answer. The error is nil if the shard is there; more
-// says that the connection can be used again.
-func (u *upload) answer(limit time.Duration) (more bool, err error) {
+// answer reads what the peer says next, which is to go on, or that the shard is
+// there. Everything else is an error.
+func (u *upload) answer(limit time.Duration) (*http.Response, error) {
 	if err := u.conn.SetReadDeadline(time.Now().Add(limit)); err != nil {
-		return false, err
+		return nil, err
 	}
-	res, err := http.ReadResponse(bufio.NewReaderSize(u.conn, maxAnswer), nil)
+	res, err := http.ReadResponse(u.in, nil)
 	if err != nil {
 		if err == io.EOF || err == io.ErrUnexpectedEOF {
 			err = fmt.Errorf("the storage daemon closed the connection: %w", io.ErrUnexpectedEOF)
 		}
-		return false, err
+		return nil, err
 	}
 	defer res.Body.Close() // read as far as it is wanted
-	text, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer))
-	if res.StatusCode != http.StatusCreated {
-		return false, &statusError{res.StatusCode, strings.TrimSpace(string(text))}
+	if res.StatusCode == http.StatusContinue || res.StatusCode == http.StatusCreated {
+		return res, nil
 	}
-	return !res.Close && res.ContentLength == 0, err
+	text, _ := io.ReadAll(io.LimitReader(res.Body, maxAnswer)) // the status says enough
+	return nil, &statusError{res.StatusCode, strings.TrimSpace(string(text))}
 }
 
 // Abort gives the shard up, unless it was committed.
