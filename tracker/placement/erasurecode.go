@@ -154,21 +154,17 @@ func decode(p Policy, q Question) Plan {
 	var on []Placement
 	plan := Plan{Verdict: Decode}
 	for len(on) == 0 || p.judge(in, on) == Wait {
+		to := places{ideal: able} // for a policy that asks for no copy at all
+		if p.judge(in, on) == Wait {
+			to = p.places(in, on, able)
+		}
 		var d *cluster.Device
-		if p.judge(in, on) != Wait { // a policy that asks for no copy at all
-			d = bestOf(able, q)
-		} else if to := p.places(in, on, able); len(to.ideal) > 0 {
-			d = bestOf(to.ideal, q)
-			if len(on) == 0 { // a path that was handed out stays good
-				holders := slices.DeleteFunc(slices.Clone(to.ideal), func(d *cluster.Device) bool { return !q.Encoded.has(d) })
-				if h := bestOf(holders, q); h != nil {
-					d = h
-				}
-			}
-		} else {
-			d = bestOf(to.desperate[0], q)
+		if len(on) == 0 { // a path that was handed out stays good
+			d = bestOf(slices.DeleteFunc(slices.Clone(to.ideal), func(d *cluster.Device) bool { return !q.Encoded.has(d) }), q)
+		}
+		for _, tier := range [][]*cluster.Device{to.ideal, to.desperate[0], to.desperate[1]} {
 			if d == nil {
-				d = bestOf(to.desperate[1], q)
+				d = bestOf(tier, q)
 			}
 		}
 		if d == nil {
@@ -324,8 +320,11 @@ func newSpread(m int, holders, able []*cluster.Device, rng *rand.Rand) *spread {
 		*zone++
 	}
 	s.free = make([]seat, 0, len(able))
-	for _, d := range able {
-		host, zone := s.counters(d)
+	var host, zone *int
+	for i, d := range able {
+		if i == 0 || !d.SameHost(able[i-1]) { // most are of the host before
+			host, zone = s.counters(d)
+		}
 		wait := rng.ExpFloat64()
 		if free := d.FreeFraction(); free > 0 {
 			wait /= free

@@ -36,8 +36,9 @@ func device(id int, host *cluster.Host) *cluster.Device {
 
 func host(id int) *cluster.Host {
 	return &cluster.Host{
-		Host:     schema.Host{ID: schema.HostID(id), Status: schema.HostAlive, IP: "127.0.0.1", Port: 7500},
-		Observed: cluster.HostReachable,
+		Host:         schema.Host{ID: schema.HostID(id), Status: schema.HostAlive, IP: "127.0.0.1", Port: 7500},
+		Observed:     cluster.HostReachable,
+		Capabilities: cluster.Capabilities{Version: 1, Words: []string{protocol.WordEC}},
 	}
 }
 
