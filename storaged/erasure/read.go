@@ -38,8 +38,8 @@ type Stream struct {
 	release  func()
 }
 
-// Open begins to read n bytes from off of a file, which has them. Those in
-// the first stripe are there when it returns: errors, ErrTooFew and ErrBusy among them, come
+// Open begins to read n bytes from off of a file, which has them. The first of
+// them are there when it returns, and the shards that have the others: errors, ErrTooFew and ErrBusy among them, come
 // before the first byte where they can. The Stream must be closed; it ends with ctx.
 func (c *Codec) Open(ctx context.Context, r Read, off, n int64) (*Stream, error) {
 	if err := CheckSet(r.Header.ShardSet); err != nil {
@@ -70,11 +70,11 @@ func (c *Codec) Open(ctx context.Context, r Read, off, n int64) (*Stream, error)
 	}
 	s := &Stream{off: off, end: off + n, release: release}
 	if s.shards, err = c.newShards(ctx, r, wants, last+1, window, c.o.Hedge); err == nil {
-		// All of the first stripe: who reads is to know before the first byte that the
-		// file can be read, and readers are at it side by side in any case.
+		// Who reads is to know before the first byte that there are enough shards: they
+		// are there, or of the first stripe all is.
 		s.shards.advance(first)
 		for shard := range l.K {
-			if err == nil && s.shards.own[shard].wanted(first) {
+			if err == nil && s.shards.own[shard].wanted(first) && !s.shards.opens(shard) {
 				_, err = s.shards.block(shard)
 			}
 		}

@@ -67,6 +67,9 @@ type reader struct {
 	results   chan result
 	cancel    context.CancelFunc
 	late      bool
+
+	opened chan struct{} // closed
+	open   bool          // once opened is closed: the shard is there
 }
 
 type result struct {
@@ -115,7 +118,7 @@ func (c *Codec) newShards(ctx context.Context, r Read, wants [][2]int64, last in
 func (s *shards) start(i int, from, to int64) {
 	o := &s.own[i]
 	ctx, cancel := context.WithCancel(s.ctx)
-	f := &reader{next: from, end: to, results: make(chan result, s.window), cancel: cancel}
+	f := &reader{next: from, end: to, results: make(chan result, s.window), cancel: cancel, opened: make(chan struct{})}
 	o.reader = f
 	dev, seed := o.dev, o.seed
 	s.readers.Go(func() {
@@ -138,10 +141,35 @@ func (s *shards) start(i int, from, to int64) {
 			s.tell()
 			return true
 		}
-		if err := s.read(ctx, dev, seed, from, to, send); err != nil {
+		body, err := s.r.Places.Open(ctx, dev, s.l.Offset(from), s.l.Offset(to)-s.l.Offset(from))
+		f.open = err == nil
+		close(f.opened)
+		if err == nil {
+			err = s.read(body, seed, from, to, send)
+			body.Close() // of what was read
+		}
+		if err != nil {
 			send(result{err: err, over: true})
 		}
 	})
+}
+
+// opens reports whether a shard that is wanted in the stripe is there, for which it
+// is waited no longer than for a block.
+func (s *shards) opens(i int) bool {
+	o := &s.own[i]
+	if o.reader == nil {
+		return o.block != nil
+	}
+	timer := time.NewTimer(s.hedge)
+	defer timer.Stop()
+	select {
+	case <-o.reader.opened:
+		return o.reader.open
+	case <-timer.C:
+	case <-s.ctx.Done():
+	}
+	return false
 }
 
 // tell wakes who waits for results.
@@ -153,12 +181,7 @@ func (s *shards) tell() {
 }
 
 // read reads blocks of a shard and gives each to send, until that is false.
-func (s *shards) read(ctx context.Context, dev protocol.DevID, seed uint32, from, to int64, send func(result) bool) error {
-	body, err := s.r.Places.Open(ctx, dev, s.l.Offset(from), s.l.Offset(to)-s.l.Offset(from))
-	if err != nil {
-		return err
-	}
-	defer body.Close() // of what was read
+func (s *shards) read(body io.Reader, seed uint32, from, to int64, send func(result) bool) error {
 	for n := from; n < to; n++ {
 		size := s.l.BlockLen(n)
 		block := s.c.get(size + SumSize)

@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -108,9 +110,8 @@ func (c *Client) Get(ctx context.Context, daemon, path string, off, n int64) (*P
 func (p *Piece) accept(res *http.Response, off, n int64) error {
 	switch res.StatusCode {
 	case http.StatusPartialContent:
-		var first, last, size int64
-		_, err := fmt.Sscanf(res.Header.Get("Content-Range"), "bytes %d-%d/%d", &first, &last, &size)
-		if err != nil || first != off || last < first || last >= off+n || last >= size || res.ContentLength >= 0 && res.ContentLength != last-first+1 {
+		first, last, size, ok := parseRange(res.Header.Get("Content-Range"))
+		if !ok || first != off || last < first || last >= off+n || last >= size || res.ContentLength >= 0 && res.ContentLength != last-first+1 {
 			return fmt.Errorf("GET %s: %q is not the range that was asked for", p.url, res.Header.Get("Content-Range"))
 		}
 		p.size, p.left = size, last-first+1
@@ -127,6 +128,17 @@ func (p *Piece) accept(res *http.Response, off, n int64) error {
 		return fmt.Errorf("GET %s: HTTP status %d", p.url, res.StatusCode)
 	}
 	return nil
+}
+
+// parseRange reads "bytes first-last/size".
+func parseRange(text string) (first, last, size int64, ok bool) {
+	span, ok := strings.CutPrefix(text, "bytes ")
+	span, total, ok1 := strings.Cut(span, "/")
+	from, to, ok2 := strings.Cut(span, "-")
+	first, err1 := strconv.ParseInt(from, 10, 64)
+	last, err2 := strconv.ParseInt(to, 10, 64)
+	size, err3 := strconv.ParseInt(total, 10, 64)
+	return first, last, size, ok && ok1 && ok2 && err1 == nil && err2 == nil && err3 == nil
 }
 
 // Size is that of the whole file, in bytes.
