@@ -8,7 +8,9 @@
 // Content-MD5 is refused. What a round found of a host is published when the
 // last of that host's devices has been looked at; that a host hangs keeps
 // nothing from the others. Beside the rounds a connection to the side channel
-// of every host that is looked at reads how busy its disks are.
+// of every host that is looked at reads how busy its disks are; and storage
+// daemons that keep shards are told where all devices are, and asked which shards
+// they found missing or bad.
 //
 // A host is called unreachable when nothing of it answers. One device of which
 // nothing is heard, while others of the host answer, is one sick disk.
@@ -41,6 +43,7 @@ type Store interface {
 	SetDeviceUsage(ctx context.Context, usage []schema.Usage) error
 	HoldLease(ctx context.Context, name, owner string, ttl time.Duration) (bool, error)
 	Changes(ctx context.Context) <-chan struct{}
+	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error
 }
 
 // Storage is what the monitor asks of storage daemons; see [storage.Client].
@@ -49,6 +52,8 @@ type Storage interface {
 	Put(ctx context.Context, url string, body []byte, h http.Header) error
 	MakeDirs(ctx context.Context, url string) error
 	Watch(ctx context.Context, host string, port int, group func(map[protocol.DevID]string)) error
+	TellPeers(ctx context.Context, hostport string, o protocol.PeersOrder) (version int64, err error)
+	Suspects(ctx context.Context, hostport string, limit int) ([]protocol.FIDOn, error)
 }
 
 var (
@@ -90,7 +95,8 @@ type Monitor struct {
 	ready   chan struct{}              // closed after the first complete round
 	devices map[protocol.DevID]*memory // owned by the loop of rounds
 	streams *streams                   // owned by the loop of rounds
-	outage  atomic.Bool                // the database did not answer when it was last asked
+	errands errands
+	outage  atomic.Bool // the database did not answer when it was last asked
 
 	randMu sync.Mutex // guards Options.Rand
 
@@ -147,7 +153,7 @@ func New(o Options) *Monitor {
 	if o.Notify == nil {
 		o.Notify = func(string) {}
 	}
-	return &Monitor{
+	m := &Monitor{
 		o:       o,
 		metrics: newMetrics(o.Registerer, o.Cluster),
 		running: make(chan struct{}, 1),
@@ -155,6 +161,8 @@ func New(o Options) *Monitor {
 		devices: map[protocol.DevID]*memory{},
 		wake:    make(chan struct{}, 1),
 	}
+	m.errands = errands{m: m, hosts: map[schema.HostID]*errand{}}
+	return m
 }
 
 // Ready is closed when the first complete round is over.
@@ -218,6 +226,9 @@ func (m *Monitor) poke() {
 func (m *Monitor) rounds(ctx context.Context) {
 	m.streams = newStreams(m)
 	defer m.streams.stop()
+	ctx, cancel := context.WithCancel(ctx)
+	defer m.errands.all.Wait()
+	defer cancel()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

@@ -46,6 +46,7 @@ type visit struct {
 	rejectBadMD5 *bool
 	capabilities cluster.Capabilities
 	usage        schema.Usage // without DevID: not known
+	suspects     int          // shards that the storage daemon wants to have checked
 }
 
 // hostVisit is one host in one round.
@@ -123,6 +124,8 @@ func (m *Monitor) round(ctx context.Context) {
 	maps.DeleteFunc(m.devices, func(id protocol.DevID, _ *memory) bool { return s.Devices[id] == nil })
 	all := plan(s, m.devices)
 	m.streams.follow(ctx, all)
+	m.errands.forget(s)
+	peers, asOf := peersOf(s), m.o.Now()
 	var next atomic.Int64
 	var workers sync.WaitGroup
 	for range min(m.o.PoolSize, len(all)) {
@@ -135,6 +138,7 @@ func (m *Monitor) round(ctx context.Context) {
 				}
 				if v.host.over(v) && ctx.Err() == nil {
 					m.conclude(v.host)
+					m.errands.attend(ctx, v.host, peers, asOf)
 				}
 			}
 		})
@@ -156,6 +160,7 @@ func (m *Monitor) look(ctx context.Context, v *visit) {
 	}
 	v.outcome = fetched
 	v.capabilities = cluster.ParseCapabilities(header.Get("Mogile"))
+	v.suspects, _ = strconv.Atoi(header.Get(protocol.SuspectsHeader)) // 0 where there is none
 	total, used, err := parseUsage(file)
 	if err != nil {
 		v.err = err

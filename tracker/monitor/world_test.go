@@ -45,6 +45,11 @@ type world struct {
 	running int
 	most    int // requests at once
 
+	told     map[string][]protocol.PeersOrder // by address
+	suspects map[string][]protocol.FIDOn      // by address
+	queued   []protocol.FID
+	mute     bool // orders about peers fail
+
 	watch func(ctx context.Context, host string, group func(map[protocol.DevID]string)) error
 }
 
@@ -138,6 +143,34 @@ func (w *world) HoldLease(_ context.Context, name, owner string, ttl time.Durati
 	}
 	w.owner, w.until = owner, time.Now().Add(ttl)
 	return true, nil
+}
+
+func (w *world) QueueFsck(_ context.Context, fids []protocol.FID, _ time.Duration) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.queued = append(w.queued, fids...)
+	return nil
+}
+
+func (w *world) TellPeers(_ context.Context, hostport string, o protocol.PeersOrder) (int64, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.told == nil {
+		w.told = map[string][]protocol.PeersOrder{}
+	}
+	w.told[hostport] = append(w.told[hostport], o)
+	if w.mute {
+		return 0, storage.ErrUnreachable
+	}
+	return o.Version, nil
+}
+
+func (w *world) Suspects(_ context.Context, hostport string, limit int) ([]protocol.FIDOn, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	all := w.suspects[hostport]
+	w.suspects[hostport] = nil
+	return all[:min(limit, len(all))], nil
 }
 
 func (w *world) Changes(ctx context.Context) <-chan struct{} {
