@@ -30,6 +30,7 @@ type batch struct {
 
 	hasFile   map[protocol.FID]bool // it has a file row
 	locations map[protocol.FID][]protocol.DevID
+	encoded   map[protocol.FID]bool // its locations have shards, and no copies
 
 	mu   sync.Mutex // guards away
 	away map[protocol.DevID]bool
@@ -151,6 +152,17 @@ func (b *batch) remove(ctx context.Context, fid protocol.FID, dev protocol.DevID
 	return r, delay, err
 }
 
+// drop deletes a copy or a shard, and not the other, by the rules of remove.
+func (b *batch) drop(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What, failcount int) (result, error) {
+	r, _, err := b.try(ctx, fid, dev, failcount, func(ctx context.Context, fid protocol.FID, d *cluster.Device) (result, error) {
+		return b.unlinkOne(ctx, fid, d, what)
+	})
+	if err == nil {
+		b.w.metrics.copies.WithLabelValues(string(r)).Inc()
+	}
+	return r, err
+}
+
 // putAside moves a copy to its device's trash, by the rules of remove.
 func (b *batch) putAside(ctx context.Context, fid protocol.FID, dev protocol.DevID, failcount int) (result, error) {
 	r, _, err := b.try(ctx, fid, dev, failcount, b.trash)
@@ -169,13 +181,39 @@ func (b *batch) unlink(ctx context.Context, fid protocol.FID, d *cluster.Device)
 	return deleted, err
 }
 
+// unlinkOne deletes the file of a copy, or that of a shard. A storage daemon that
+// knows no shards has none; what one of ours would delete beside is kept where it
+// is wanted.
+func (b *batch) unlinkOne(ctx context.Context, fid protocol.FID, d *cluster.Device, what schema.What) (result, error) {
+	if !d.Host.Capabilities.Has(protocol.WordEC) {
+		if slices.Contains(b.locations[fid], d.ID) {
+			return deferred, nil
+		}
+		return b.unlink(ctx, fid, d)
+	}
+	order := protocol.DropOrder{FID: fid, Dev: d.ID, What: protocol.DropRaw}
+	if what == schema.Shard {
+		order.What = protocol.DropShard
+	}
+	report, err := b.w.o.Storage.Drop(ctx, orderAddress(d), order)
+	if err == nil && report.Result == protocol.DropMissing {
+		return missing, nil
+	}
+	return deleted, err
+}
+
+// orderAddress is where the storage daemon that has a device takes orders.
+func orderAddress(d *cluster.Device) string {
+	return net.JoinHostPort(d.Host.Address(cluster.Viewer{}), strconv.Itoa(d.Host.Port))
+}
+
 // trash moves the file of a copy to its device's trash.
 func (b *batch) trash(ctx context.Context, fid protocol.FID, d *cluster.Device) (result, error) {
 	if !d.Host.Capabilities.Has(protocol.VerbTrash) {
 		return kept, nil
 	}
-	at := net.JoinHostPort(d.Host.Address(cluster.Viewer{}), strconv.Itoa(d.Host.Port))
-	results, err := b.w.o.Storage.Trash(ctx, at, protocol.TrashOrder{Dev: d.ID, Files: []protocol.StoredFile{{FID: fid}}})
+	bad := protocol.StoredFile{FID: fid, Shard: b.encoded[fid]}
+	results, err := b.w.o.Storage.Trash(ctx, orderAddress(d), protocol.TrashOrder{Dev: d.ID, Files: []protocol.StoredFile{bad}})
 	switch r := results[fid]; {
 	case errors.Is(err, storage.ErrNoOrders):
 		return kept, nil
@@ -265,6 +303,17 @@ func (b *batch) read(ctx context.Context, fids []protocol.FID) error {
 	if err != nil {
 		return fmt.Errorf("read the locations of %d deletions: %w", len(fids), err)
 	}
+	b.encoded = make(map[protocol.FID]bool)
+	if b.w.coded == nil {
+		return nil
+	}
+	encodings, err := b.w.coded.EncodingsOf(ctx, fids)
+	if err != nil {
+		return fmt.Errorf("read the encodings of %d deletions: %w", len(fids), err)
+	}
+	for fid := range encodings {
+		b.encoded[fid] = true
+	}
 	return nil
 }
 
@@ -336,26 +385,33 @@ func (w *Worker) deleteCopies(ctx context.Context, leases []*work.Lease) error {
 	})
 }
 
-// deleteCopy deletes one copy of a fid, unless it is recorded. It returns when
-// to try again, 0 for never. An error is the end of ctx.
+// deleteCopy deletes one copy or shard of a fid, unless it is recorded. It returns
+// when to try again, 0 for never. An error is the end of ctx.
 func (b *batch) deleteCopy(ctx context.Context, job schema.Job) (time.Duration, error) {
-	if job.What != schema.Raw && job.What != schema.Bad {
+	if job.What != schema.Raw && job.What != schema.Bad && job.What != schema.Shard {
 		b.w.o.Log.Error().Uint64("fid", uint64(job.FID)).Uint32("devid", uint32(job.DevID)).Str("what", string(job.What)).
 			Msg("bytes of an unknown kind are to be deleted, a newer tracker must do it")
 		return b.w.copyDelay(job.FailCount), nil
 	}
-	if slices.Contains(b.locations[job.FID], job.DevID) {
+	// Of an encoded file the locations have shards: copies there may go.
+	recorded := schema.Raw
+	if b.encoded[job.FID] {
+		recorded = schema.Shard
+	}
+	if slices.Contains(b.locations[job.FID], job.DevID) && (job.What == schema.Bad || job.What == recorded) {
 		b.w.metrics.copies.WithLabelValues(string(wanted)).Inc()
 		return 0, nil
 	}
-	if job.What == schema.Bad && b.hasFile[job.FID] {
-		r, err := b.putAside(ctx, job.FID, job.DevID, job.FailCount)
-		if err != nil || r.gone() {
-			return 0, err
-		}
-		return b.w.copyDelay(job.FailCount), nil
+	var r result
+	var err error
+	switch {
+	case job.What == schema.Bad && b.hasFile[job.FID]:
+		r, err = b.putAside(ctx, job.FID, job.DevID, job.FailCount)
+	case job.What == schema.Bad: // whatever it is
+		r, _, err = b.remove(ctx, job.FID, job.DevID, job.FailCount)
+	default:
+		r, err = b.drop(ctx, job.FID, job.DevID, job.What, job.FailCount)
 	}
-	r, _, err := b.remove(ctx, job.FID, job.DevID, job.FailCount)
 	switch {
 	case err != nil:
 		return 0, err

@@ -15,6 +15,12 @@
 // they are if its daemon has none. Only those of files that are gone are
 // deleted.
 //
+// # Shards
+//
+// A device may have a copy of a file and a shard of it, of which one is recorded:
+// whichever is to go is dropped by an order that names it. A file that is gone has
+// both of them deleted by one DELETE.
+//
 // # Uploads that arrive late
 //
 // An upload may still be running when it is given up for abandoned, or when its
@@ -58,6 +64,7 @@ type Store interface {
 // [github.com/mogile/mogile/tracker/storage.Client].
 type Storage interface {
 	Delete(ctx context.Context, url string) error
+	Drop(ctx context.Context, hostport string, o protocol.DropOrder) (protocol.DropReport, error)
 	Trash(ctx context.Context, hostport string, o protocol.TrashOrder) (map[protocol.FID]protocol.TrashResult, error)
 }
 
@@ -98,6 +105,7 @@ type Worker struct {
 	files   *work.Feed // file_to_delete2
 	copies  *work.Feed // copy_to_delete
 	devices *work.Limiter
+	coded   schema.Encodings // nil where the store has none
 	metrics metrics
 	chores  chores
 
@@ -152,6 +160,7 @@ func New(o Options) *Worker {
 		o.Rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	}
 	w := &Worker{o: o, rand: o.Rand, metrics: newMetrics(o.Metrics), devices: work.NewLimiter(o.PerDevice)}
+	w.coded, _ = o.Store.(schema.Encodings)
 	w.pool = work.NewPool("delete", o.Jobs, w.work, o.Log)
 	w.pool.Notify, w.pool.Watchdog = o.Notify, watchdog
 	if o.Numbers != nil {

@@ -45,25 +45,38 @@ type round struct {
 	log zerolog.Logger
 
 	// As read from the database.
-	file    schema.LocatedFile
-	sum     protocol.Checksum // zero where none is recorded
-	pending []protocol.DevID  // copies of the fid on these wait to be deleted
-	rereads int
+	file     schema.LocatedFile
+	encoding *schema.Encoding  // nil where the file is kept in copies
+	sum      protocol.Checksum // zero where none is recorded, or it was not read yet
+	sumRead  bool
+	pending  []protocol.DevID // copies or shards of the fid on these wait to be deleted
+	rereads  int
 
 	// As of the snapshot that the present step goes by.
 	snap   *cluster.Snapshot
 	class  *cluster.Class
 	policy placement.Policy
-	on     []placement.Placement // those that count
+	on     []placement.Placement // the copies that count
+	// encoded are the shards that count, nil where the file is kept in copies.
+	encoded *placement.Encoded
 
-	announced     map[protocol.DevID]time.Time // when this round announced copies to devices
+	announced     map[announcement]time.Time // when this round announced what may land on devices
 	failedSources []protocol.DevID
 	failedDests   []protocol.DevID
 	sizes         map[protocol.DevID]bool // whether a copy was found to have the right size
 	judged        []protocol.DevID        // the locations that were found too few intact to drop one, by a move
-	copied        int
+	badShards     []int                   // those that a rebuild found missing or bad
+	decoded       []protocol.DevID        // where copies are that are to take the place of shards
+	copied        int                     // copies, and shards, that were made and recorded
 	dropped       int
 	wait          time.Duration // under busy: when to try again
+	why           string        // what is in the way of shards
+}
+
+// announcement is what may land on a device.
+type announcement struct {
+	dev  protocol.DevID
+	what schema.What
 }
 
 // errGone is the end of a round whose file is deleted meanwhile.
@@ -104,7 +117,7 @@ func (w *Worker) locked(ctx context.Context, id int, rng *rand.Rand, job schema.
 		w: w, id: id, rng: rng, job: job,
 		log:       w.pool.Log(id).With().Uint64("fid", uint64(job.FID)).Logger(),
 		sizes:     make(map[protocol.DevID]bool),
-		announced: make(map[protocol.DevID]time.Time),
+		announced: make(map[announcement]time.Time),
 	}
 	result, err := do(r, ctx)
 	r.retract(ctx)
@@ -141,7 +154,7 @@ func (r *round) run(ctx context.Context) (outcome, error) {
 	if err := r.look(); err != nil {
 		return "", err
 	}
-	if len(r.sources()) == 0 { // whatever the policy would say: MogileFS 2.73 looks for sources first
+	if !r.legible() { // whatever the policy would say: MogileFS 2.73 looks for sources first
 		return r.sourceDown(), nil
 	}
 	for {
@@ -177,7 +190,13 @@ func (r *round) run(ctx context.Context) (outcome, error) {
 			if err != nil || result != "" {
 				return result, err
 			}
+		case placement.Encode, placement.Rebuild, placement.Decode:
+			result, err := r.code(ctx, plan)
+			if err != nil || result != "" {
+				return result, err
+			}
 		default:
+			r.why = plan.Why
 			r.report(noSuggestion,
 				"policy_no_suggestions: replication policy ran out of suggestions for us replicating fid %d", r.file.FID)
 			return noSuggestion, nil
@@ -193,6 +212,8 @@ func (r *round) question() placement.Question {
 	return placement.Question{
 		On:          r.on,
 		Devices:     r.snap.DeviceList,
+		Length:      r.file.Length,
+		Encoded:     r.encoded,
 		Skip:        slices.Concat(r.failedDests, r.pending),
 		MinDevCount: r.class.MinDevCount,
 		MinFreeMB:   r.w.o.MinFreeMB,
@@ -217,8 +238,11 @@ func (r *round) satisfied() outcome {
 
 // report tells an outcome that an operator may want to know of.
 func (r *round) report(what outcome, format string, args ...any) {
-	r.log.Warn().Str("outcome", string(what)).Int("failcount", r.job.FailCount).Int("devcount", len(r.file.Devices)).
-		Msg("file is not as its policy wants it")
+	event := r.log.Warn().Str("outcome", string(what)).Int("failcount", r.job.FailCount).Int("devcount", len(r.file.Devices))
+	if r.why != "" {
+		event = event.Str("reason", r.why)
+	}
+	event.Msg("file is not as its policy wants it")
 	r.w.notify(r.id, format, args...)
 }
 
@@ -233,13 +257,18 @@ func (r *round) read(ctx context.Context) error {
 		return errGone
 	}
 	r.file = files[0]
+	if err := r.readEncoding(ctx); err != nil {
+		return err
+	}
 	pending, err := r.w.o.Store.PendingDeletions(ctx, fids)
 	if err != nil {
 		return fmt.Errorf("read pending deletions of fid %d: %w", r.job.FID, err)
 	}
 	r.pending = r.pending[:0]
 	for _, dev := range pending[r.job.FID] {
-		if _, ours := r.announced[dev]; !ours {
+		_, copy := r.announced[announcement{dev, schema.Raw}]
+		_, shard := r.announced[announcement{dev, schema.Shard}]
+		if !copy && !shard {
 			r.pending = append(r.pending, dev)
 		}
 	}
@@ -270,6 +299,9 @@ func (r *round) look() error {
 	}
 	r.policy = policy
 	r.on = r.on[:0]
+	if r.lookAtShards(); r.encoded != nil {
+		return nil
+	}
 	for _, dev := range r.file.Devices {
 		if d := r.snap.Device(dev); d != nil && !d.Dead() {
 			r.on = append(r.on, placement.Placement{Device: d, Readable: d.Readable()})
@@ -278,14 +310,35 @@ func (r *round) look() error {
 	return nil
 }
 
-// sources are the copies that can be read, best first: the one that the job
+// readable are the devices from which the file can be read.
+func (r *round) readable() []*cluster.Device {
+	var able []*cluster.Device
+	for _, p := range r.on {
+		if p.Readable {
+			able = append(able, p.Device)
+		}
+	}
+	if r.encoded != nil && r.encoded.Readable() >= r.encoded.K {
+		for _, s := range r.encoded.Shards {
+			if s.Readable {
+				able = append(able, s.Device)
+			}
+		}
+	}
+	return able
+}
+
+// legible reports whether the file can be read from anywhere.
+func (r *round) legible() bool { return len(r.sources()) > 0 }
+
+// sources are the devices from which the file can be read, best first: the one that the job
 // names, then those in the first of near, and so on, each group by chance, idle
 // devices preferred.
 func (r *round) sources(near ...string) []*cluster.Device {
 	var able []*cluster.Device
-	for _, p := range r.on {
-		if p.Readable && !slices.Contains(r.failedSources, p.Device.ID) {
-			able = append(able, p.Device)
+	for _, d := range r.readable() {
+		if !slices.Contains(r.failedSources, d.ID) {
+			able = append(able, d)
 		}
 	}
 	order := placement.ReadOrder(able, r.rng)
@@ -365,15 +418,43 @@ func (r *round) use(ctx context.Context, devs []*cluster.Device) (d *cluster.Dev
 // copy makes one copy and records it. A failure of either device is remembered,
 // and is no error.
 func (r *round) copy(ctx context.Context, src, dst *cluster.Device) error {
-	store, fid := r.w.o.Store, r.file.FID
-	if err := r.prepare(ctx, dst.ID); err != nil {
+	began := time.Now()
+	how, err := r.transfer(ctx, src, dst)
+	if err != nil || how == "" {
 		return err
 	}
+	if recorded, err := r.record(ctx, dst.ID); err != nil || !recorded {
+		r.w.metrics.copies.WithLabelValues("unrecorded").Inc()
+		return err
+	}
+	r.copyDone(src, dst, how, began)
+	return nil
+}
+
+// copyDone counts a copy.
+func (r *round) copyDone(src, dst *cluster.Device, how string, began time.Time) {
+	r.copied++
+	r.w.metrics.copies.WithLabelValues("ok").Inc()
+	r.w.metrics.bytes.WithLabelValues(how).Add(float64(r.file.Length))
+	r.w.metrics.seconds.Observe(time.Since(began).Seconds())
+	r.log.Debug().Uint32("from", uint32(src.ID)).Uint32("devid", uint32(dst.ID)).Int64("bytes", r.file.Length).
+		Str("how", how).Dur("took", time.Since(began)).Msg("copied")
+}
+
+// transfer makes one copy and announces it before, and says how. A failure of
+// either device is remembered, and is no error: how is empty then.
+func (r *round) transfer(ctx context.Context, src, dst *cluster.Device) (how string, err error) {
+	fid := r.file.FID
+	if err := r.readSum(ctx); err != nil {
+		return "", err
+	}
+	if err := r.announce(ctx, announcement{dst.ID, schema.Raw}); err != nil {
+		return "", err
+	}
 	from := src.WriteURL(fid, cluster.Viewer{})
-	if r.w.o.UseGetPort {
+	if r.w.o.UseGetPort && r.encoded == nil { // what serves a get port may know nothing of shards
 		from = src.ReadURL(fid, cluster.Viewer{})
 	}
-	began := time.Now()
 	// After the last piece the copy is digested: on its device, or here.
 	digesting := time.Duration(2 * float64(r.file.Length) / digestSpeed * float64(time.Second))
 	sum, how, err := r.w.transfer(ctx, dst, storage.Copy{
@@ -386,30 +467,26 @@ func (r *round) copy(ctx context.Context, src, dst *cluster.Device) error {
 		Progress: func() { work.Busy(ctx, digesting) },
 	})
 	if ctx.Err() != nil {
-		return fmt.Errorf("copy fid %d from dev%d to dev%d: %w", fid, src.ID, dst.ID, context.Cause(ctx))
+		return "", fmt.Errorf("copy fid %d from dev%d to dev%d: %w", fid, src.ID, dst.ID, context.Cause(ctx))
 	}
 	if err != nil {
 		r.blame(src, dst, err)
+		return "", nil
+	}
+	return how, r.setSum(ctx, sum)
+}
+
+// setSum stores the checksum of the file, where it is known now and was not.
+func (r *round) setSum(ctx context.Context, sum protocol.Checksum) error {
+	if !r.sum.IsZero() || sum.IsZero() {
 		return nil
 	}
-	if r.sum.IsZero() && !sum.IsZero() {
-		if err := store.SetChecksum(ctx, fid, sum); errors.Is(err, schema.ErrGone) {
-			return errGone
-		} else if err != nil {
-			return fmt.Errorf("store the checksum of fid %d: %w", fid, err)
-		}
-		r.sum = sum
+	if err := r.w.o.Store.SetChecksum(ctx, r.file.FID, sum); errors.Is(err, schema.ErrGone) {
+		return errGone
+	} else if err != nil {
+		return fmt.Errorf("store the checksum of fid %d: %w", r.file.FID, err)
 	}
-	if recorded, err := r.record(ctx, dst.ID); err != nil || !recorded {
-		r.w.metrics.copies.WithLabelValues("unrecorded").Inc()
-		return err
-	}
-	r.copied++
-	r.w.metrics.copies.WithLabelValues("ok").Inc()
-	r.w.metrics.bytes.WithLabelValues(how).Add(float64(r.file.Length))
-	r.w.metrics.seconds.Observe(time.Since(began).Seconds())
-	r.log.Debug().Uint32("from", uint32(src.ID)).Uint32("devid", uint32(dst.ID)).Int64("bytes", r.file.Length).
-		Str("how", how).Dur("took", time.Since(began)).Msg("copied")
+	r.sum = sum
 	return nil
 }
 
@@ -432,45 +509,44 @@ func (w *Worker) transfer(ctx context.Context, dst *cluster.Device, c storage.Co
 	return sum, streamed, err
 }
 
-// prepare reads the checksum to compare with before the first copy, and
-// announces that bytes may land on dst.
-func (r *round) prepare(ctx context.Context, dst protocol.DevID) error {
-	if len(r.announced) == 0 {
-		sum, err := r.w.o.Store.Checksum(ctx, r.file.FID)
-		if err != nil {
-			return fmt.Errorf("read the checksum of fid %d: %w", r.file.FID, err)
-		}
-		r.sum = sum
-	}
-	return r.announce(ctx, dst)
-}
-
-// announce enters the copy on dst in copy_to_delete, unless that was done a
-// moment ago.
-func (r *round) announce(ctx context.Context, dst protocol.DevID) error {
-	if at, ok := r.announced[dst]; ok && time.Since(at) < announceFor/2 {
+// readSum reads the checksum to compare with, once.
+func (r *round) readSum(ctx context.Context) error {
+	if r.sumRead {
 		return nil
 	}
-	began := time.Now()
-	if err := r.w.o.Store.AnnounceCopy(ctx, r.file.FID, dst, schema.Raw, announceFor); err != nil {
-		return fmt.Errorf("announce a copy of fid %d on dev%d: %w", r.file.FID, dst, err)
+	sum, err := r.w.o.Store.Checksum(ctx, r.file.FID)
+	if err != nil {
+		return fmt.Errorf("read the checksum of fid %d: %w", r.file.FID, err)
 	}
-	r.announced[dst] = began
+	r.sum, r.sumRead = sum, true
 	return nil
 }
 
-// retract has the bytes go at once of copies that were announced and came to
-// nothing. It does so even where ctx has ended. Where it cannot, they go a
-// little later.
+// announce enters in copy_to_delete what may land on a device, unless that was
+// done a moment ago.
+func (r *round) announce(ctx context.Context, a announcement) error {
+	if at, ok := r.announced[a]; ok && time.Since(at) < announceFor/2 {
+		return nil
+	}
+	began := time.Now()
+	if err := r.w.o.Store.AnnounceCopy(ctx, r.file.FID, a.dev, a.what, announceFor); err != nil {
+		return fmt.Errorf("announce fid %d, %s, on dev%d: %w", r.file.FID, a.what, a.dev, err)
+	}
+	r.announced[a] = began
+	return nil
+}
+
+// retract has the bytes go at once of what was announced and came to nothing. It
+// does so even where ctx has ended. Where it cannot, they go a little later.
 func (r *round) retract(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), retractTimeout)
 	defer cancel()
-	for dev := range r.announced {
-		if slices.Contains(r.file.Devices, dev) {
+	for a := range r.announced {
+		if slices.Contains(r.file.Devices, a.dev) && (a.what == schema.Shard) == (r.encoding != nil) {
 			continue
 		}
-		if err := r.w.o.Store.QueueCopyDeletion(ctx, r.file.FID, dev, schema.Raw); err != nil {
-			r.log.Debug().Err(err).Uint32("devid", uint32(dev)).Msg("an announced copy goes later than it could")
+		if err := r.w.o.Store.QueueCopyDeletion(ctx, r.file.FID, a.dev, a.what); err != nil {
+			r.log.Debug().Err(err).Uint32("devid", uint32(a.dev)).Msg("what was announced goes later than it could")
 			return
 		}
 	}
@@ -498,7 +574,8 @@ func (r *round) blame(src, dst *cluster.Device, err error) {
 // still wants a copy; else the bytes remain announced, and are deleted.
 func (r *round) record(ctx context.Context, dst protocol.DevID) (bool, error) {
 	for {
-		if err := r.announce(ctx, dst); err != nil {
+		a := announcement{dst, schema.Raw}
+		if err := r.announce(ctx, a); err != nil {
 			return false, err
 		}
 		err := r.w.o.Store.AddLocation(ctx, r.file.FID, dst, r.file.Devices)
@@ -513,7 +590,7 @@ func (r *round) record(ctx context.Context, dst protocol.DevID) (bool, error) {
 		case !errors.Is(err, schema.ErrStale):
 			return false, fmt.Errorf("record fid %d on dev%d: %w", r.file.FID, dst, err)
 		}
-		r.announced[dst] = time.Time{} // the refusal has made it due
+		r.announced[a] = time.Time{} // the refusal has made it due
 		if err := r.reread(ctx); err != nil {
 			return false, err
 		}
@@ -546,7 +623,7 @@ func (r *round) drop(ctx context.Context, plan placement.Plan) (again bool, err 
 		}
 		r.file.Devices = slices.DeleteFunc(slices.Clone(r.file.Devices), func(dev protocol.DevID) bool { return dev == d.ID })
 		r.on = slices.DeleteFunc(r.on, func(p placement.Placement) bool { return p.Device.ID == d.ID })
-		delete(r.announced, d.ID)
+		delete(r.announced, announcement{d.ID, schema.Raw})
 		r.pending = append(r.pending, d.ID)
 		r.dropped++
 		again = true

@@ -125,6 +125,9 @@ func (r *round) runMove(ctx context.Context) (outcome, error) {
 			return "", err
 		}
 		i := slices.IndexFunc(r.on, func(p placement.Placement) bool { return p.Device.ID == r.job.DevID })
+		if r.encoded != nil {
+			return r.moveShard(ctx, to)
+		}
 		if i < 0 || !r.on[i].Device.LetsDelete() {
 			return kept, nil // a dead device is the reaper's affair
 		}
@@ -213,7 +216,7 @@ func (r *round) leave(ctx context.Context, from *cluster.Device) (gone bool, err
 		return false, fmt.Errorf("drop fid %d from dev%d: %w", r.file.FID, from.ID, err)
 	}
 	r.file.Devices = slices.DeleteFunc(slices.Clone(r.file.Devices), func(dev protocol.DevID) bool { return dev == from.ID })
-	delete(r.announced, from.ID)
+	delete(r.announced, announcement{from.ID, schema.Raw})
 	r.log.Debug().Uint32("devid", uint32(from.ID)).Msg("copy moved away")
 	return true, nil
 }

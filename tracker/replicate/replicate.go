@@ -21,6 +21,12 @@
 // No file is ever worse off for a move, nor gets a copy that would not let the
 // old one go. A move is tried once: who still wants it queues it again.
 //
+// Shards are made, rebuilt and moved by the same rules. They are announced like
+// copies, made by a storage daemon that a tracker orders to, and recorded in one
+// statement for all of an encoding, which is also what lets the copies go. Where a
+// file is to be copies again, these are read from its shards like from any copy,
+// and the statement comes when all of them are there.
+//
 // Copies go from device to device where they can, each device being used by a
 // few at once. A file whose devices are all taken goes back to the queue and
 // comes again when its turn has come, so that a device that is slow, or hangs,
@@ -59,6 +65,7 @@ type Store interface {
 	PendingDeletions(ctx context.Context, fids []protocol.FID) (map[protocol.FID][]protocol.DevID, error)
 	QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error
 	AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What, delay time.Duration) error
+	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error
 }
 
 // Storage is all that the worker asks of storage daemons; see
@@ -67,6 +74,9 @@ type Storage interface {
 	Copy(ctx context.Context, c storage.Copy) (protocol.Checksum, error)
 	CopyDirect(ctx context.Context, c storage.Copy) (protocol.Checksum, error)
 	Size(ctx context.Context, url string) (int64, error)
+	Encode(ctx context.Context, hostport string, o protocol.EncodeOrder, alive func()) (protocol.EncodeReport, error)
+	Rebuild(ctx context.Context, hostport string, o protocol.RebuildOrder, alive func()) ([]protocol.ShardResult, protocol.RebuildReport, error)
+	Place(ctx context.Context, hostport string, o protocol.PlaceOrder) ([]protocol.ShardResult, error)
 }
 
 // Cluster is where the worker finds what is known of devices and classes.
@@ -106,6 +116,8 @@ type Worker struct {
 	feed    *work.Feed // file_to_replicate
 	moves   *work.Feed // file_to_queue, of rebalance
 	devices *work.Limiter
+	shards  *work.Limiter
+	coded   schema.Encodings // nil where the store has none
 	waiters *waiters
 	metrics metrics
 
@@ -120,6 +132,10 @@ type metrics struct {
 	drops    prometheus.Counter
 	outcomes *prometheus.CounterVec
 	moves    *prometheus.CounterVec
+
+	encodings *prometheus.CounterVec
+	encoded   prometheus.Counter
+	shards    *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -149,9 +165,21 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "mogile_replicate_moves_total",
 			Help: "Moves of rebalance and drains worked on, by outcome: moved, lost_race and nofid (nothing was to do), busy and locked (tried again), would_worsen, kept and others (the copy stays).",
 		}, []string{"outcome"}),
+		encodings: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mogile_replicate_encodings_total",
+			Help: "Files that were to be made into shards, by result: ok, src_error, dest_error, or unrecorded where the file went or changed meanwhile. Errors mean a sick device or a corrupt copy: see the log.",
+		}, []string{"result"}),
+		encoded: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "mogile_replicate_encoded_bytes_total",
+			Help: "Bytes of the files that were made into shards.",
+		}),
+		shards: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mogile_replicate_shards_total",
+			Help: "Shards that were to be rebuilt or moved, by result, as for encodings. It grows after a device is lost.",
+		}, []string{"result"}),
 	}
 	if r != nil {
-		r.MustRegister(m.copies, m.bytes, m.seconds, m.drops, m.outcomes, m.moves)
+		r.MustRegister(m.copies, m.bytes, m.seconds, m.drops, m.outcomes, m.moves, m.encodings, m.encoded, m.shards)
 	}
 	return m
 }
@@ -169,8 +197,9 @@ func New(o Options) *Worker {
 	}
 	w := &Worker{
 		o: o, rand: o.Rand, metrics: newMetrics(o.Metrics),
-		devices: work.NewLimiter(o.PerDevice), waiters: newWaiters(),
+		devices: work.NewLimiter(o.PerDevice), shards: work.NewLimiter(shardsPerCopy * o.PerDevice), waiters: newWaiters(),
 	}
+	w.coded, _ = o.Store.(schema.Encodings)
 	w.pool = work.NewPool("replicate", o.Jobs, w.work, o.Log)
 	w.pool.Notify, w.pool.Watchdog = o.Notify, watchdog
 	if o.Numbers != nil {

@@ -7,11 +7,9 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"maps"
 	"net/url"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -662,8 +660,12 @@ type Disks struct {
 	// OnDirect, where set, is called ahead of every direct copy, and decides
 	// whether it can be made. Where it is not set none can.
 	OnDirect func(ctx context.Context, from, to protocol.DevID, fid protocol.FID) error
+	// OnShard, where set, is called ahead of the writing of every shard; an error
+	// that it returns is the reason why it is not written.
+	OnShard func(ctx context.Context, dev protocol.DevID, fid protocol.FID) error
 
 	mu      sync.Mutex
+	shards  map[protocol.FIDOn]shard
 	content map[protocol.DevID]map[protocol.FID]string
 	trashed []string
 	copies  int
@@ -672,7 +674,7 @@ type Disks struct {
 
 // NewDisks are empty.
 func NewDisks() *Disks {
-	return &Disks{content: make(map[protocol.DevID]map[protocol.FID]string)}
+	return &Disks{content: make(map[protocol.DevID]map[protocol.FID]string), shards: make(map[protocol.FIDOn]shard)}
 }
 
 // Put writes a file.
@@ -751,7 +753,7 @@ func (d *Disks) Copy(ctx context.Context, c storage.Copy) (protocol.Checksum, er
 		}
 	}
 	d.mu.Lock()
-	content, ok := d.content[from][fid]
+	content, ok := d.read(from, fid)
 	d.mu.Unlock()
 	switch {
 	case ctx.Err() != nil:
@@ -761,19 +763,9 @@ func (d *Disks) Copy(ctx context.Context, c storage.Copy) (protocol.Checksum, er
 	case int64(len(content)) != c.Length:
 		return protocol.Checksum{}, &storage.CopyError{Side: storage.SourceError, Err: fmt.Errorf("%d bytes instead of %d", len(content), c.Length)}
 	}
-	typ := c.Want.Type
-	if c.Want.IsZero() {
-		typ = c.HashType
-	}
-	var sum protocol.Checksum
-	if h := typ.New(); h != nil {
-		if _, err := io.Copy(h, strings.NewReader(content)); err != nil {
-			panic(err)
-		}
-		sum = protocol.Checksum{Type: typ, Sum: h.Sum(nil)}
-		if !c.Want.IsZero() && !sum.Equal(c.Want) {
-			return protocol.Checksum{}, &storage.CopyError{Side: storage.SourceError, Err: fmt.Errorf("%s instead of %s", sum, c.Want)}
-		}
+	sum := digest(content, c.Want, c.HashType)
+	if !c.Want.IsZero() && !sum.Equal(c.Want) {
+		return protocol.Checksum{}, &storage.CopyError{Side: storage.SourceError, Err: fmt.Errorf("%s instead of %s", sum, c.Want)}
 	}
 	d.Put(to, fid, content)
 	d.mu.Lock()
@@ -787,7 +779,7 @@ func (d *Disks) Size(_ context.Context, url string) (int64, error) {
 	dev, fid := parse(url)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	content, ok := d.content[dev][fid]
+	content, ok := d.read(dev, fid)
 	if !ok {
 		return 0, storage.ErrMissing
 	}
@@ -804,9 +796,12 @@ func (d *Disks) Delete(ctx context.Context, url string) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if _, ok := d.content[dev][fid]; !ok {
+	at := protocol.FIDOn{FID: fid, Dev: dev}
+	_, isShard := d.shards[at]
+	if _, ok := d.content[dev][fid]; !ok && !isShard {
 		return storage.ErrMissing
 	}
+	delete(d.shards, at)
 	delete(d.content[dev], fid)
 	d.deletes++
 	return nil
