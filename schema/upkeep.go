@@ -113,9 +113,11 @@ type Sweeps interface {
 	// HighestFID is the highest fid of table file, 0 where it is empty, and the
 	// highest fid that was ever issued, as far as the database knows.
 	HighestFID(ctx context.Context) (inFile, issued protocol.FID, err error)
-	// QueueFsck enters fids in file_to_queue for fsck, due after delay. Those
-	// that are there already stay as they are.
-	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error
+	// QueueFsck enters fids in file_to_queue for fsck, due after delay, with the
+	// argument "" or [FsckContent]. Those that are there already stay as they are,
+	// but for FsckContent, which they get; a worker that has one leased may not see
+	// that.
+	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) error
 }
 
 // Tally is what checking some files brought.

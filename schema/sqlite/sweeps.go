@@ -245,7 +245,7 @@ func (s *Store) HighestFID(ctx context.Context) (inFile, issued protocol.FID, er
 }
 
 // QueueFsck enters fids for fsck; see [schema.Sweeps].
-func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) (err error) {
+func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) (err error) {
 	defer wrap(&err, "queue %d fids for fsck", len(fids))
 	if len(fids) == 0 {
 		return nil
@@ -253,8 +253,8 @@ func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.D
 	return change(ctx, s, func(t *tx) error {
 		for _, fid := range fids {
 			k := rowKey{queue: schema.QueueFsck, fid: int64(fid)}
-			if _, err := t.exec("INSERT INTO file_to_queue (fid, type, nexttry) VALUES (?, 1, ?) ON CONFLICT DO NOTHING",
-				int64(fid), t.unlike(k, later(s.now(), delay), +1)); err != nil {
+			if _, err := t.exec("INSERT INTO file_to_queue (fid, type, nexttry, arg) VALUES (?, 1, ?, ?) ON CONFLICT DO UPDATE SET arg = excluded.arg WHERE excluded.arg IS NOT NULL",
+				int64(fid), t.unlike(k, later(s.now(), delay), +1), textColumn(arg)); err != nil {
 				return err
 			}
 		}

@@ -1,6 +1,7 @@
 package storetest
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strconv"
@@ -539,25 +540,44 @@ func checkHighestFID(e *env) {
 }
 
 func checkQueueFsck(e *env) {
-	e.must(e.QueueFsck(e.ctx, nil, 0))
-	e.must(e.QueueFsck(e.ctx, []protocol.FID{5, 3, 5, 4}, 0))
-	e.must(e.QueueFsck(e.ctx, []protocol.FID{6}, 1000*time.Second))
+	e.must(e.QueueFsck(e.ctx, nil, 0, ""))
+	e.must(e.QueueFsck(e.ctx, []protocol.FID{5, 3, 5, 4}, 0, ""))
+	e.must(e.QueueFsck(e.ctx, []protocol.FID{6}, 1000*time.Second, ""))
 	e.db.Exec(e, "INSERT INTO file_to_queue (fid, type, devid, nexttry) VALUES (3, 2, 1, 0)") // another queue
 	jobs := e.claim(schema.QueueFsck)
 	e.same("due", jobFIDs(jobs), []protocol.FID{3, 4, 5})
 	// Those that are there stay as they are: leased, or due at their time.
-	e.must(e.QueueFsck(e.ctx, []protocol.FID{3, 6}, 0))
+	e.must(e.QueueFsck(e.ctx, []protocol.FID{3, 6}, 0, ""))
 	e.same("due again", jobFIDs(e.claim(schema.QueueFsck)), []protocol.FID(nil))
 	n, err := e.Finish(e.ctx, jobs)
 	e.must(err)
 	if n != 3 {
 		e.Fatalf("finished %d; want 3", n)
 	}
-	e.must(e.QueueFsck(e.ctx, []protocol.FID{3}, 0))
+	e.must(e.QueueFsck(e.ctx, []protocol.FID{3}, 0, ""))
 	e.same("queued anew", jobFIDs(e.claim(schema.QueueFsck)), []protocol.FID{3})
 	e.queued(schema.QueueRebalance, 3, true)
 	e.advance(1001 * time.Second)
 	e.same("later", jobFIDs(e.claim(schema.QueueFsck)), []protocol.FID{3, 6})
+
+	// What is to be read is told to rows that are there as well, and stays told.
+	args := func(what string, want ...string) {
+		e.Helper()
+		var got []string
+		jobs := e.claim(schema.QueueFsck)
+		slices.SortFunc(jobs, func(a, b schema.Job) int { return cmp.Compare(a.FID, b.FID) })
+		for _, j := range jobs {
+			got = append(got, j.Arg)
+		}
+		e.same(what, got, want)
+	}
+	e.must(e.QueueFsck(e.ctx, []protocol.FID{7}, 0, ""))
+	e.must(e.QueueFsck(e.ctx, []protocol.FID{9}, 0, ""))
+	e.must(e.QueueFsck(e.ctx, []protocol.FID{7, 8}, 0, schema.FsckContent))
+	e.must(e.QueueFsck(e.ctx, []protocol.FID{7, 8}, 0, ""))
+	args("to be read", schema.FsckContent, schema.FsckContent, "")
+	e.advance(2 * lease)
+	args("to be read, later", "", "", schema.FsckContent, schema.FsckContent, "")
 }
 
 func (e *env) events(after int64, limit int) []schema.FsckEvent {

@@ -269,13 +269,16 @@ func (s *Store) HighestFID(ctx context.Context) (inFile, issued protocol.FID, er
 }
 
 // QueueFsck is [schema.Sweeps.QueueFsck].
-func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error {
+func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) error {
 	if err := s.begin(ctx, "QueueFsck"); err != nil {
 		return err
 	}
 	defer s.mu.Unlock()
 	for _, fid := range fids {
-		s.insert(Key{Queue: schema.QueueFsck, FID: fid}, Row{NextTry: min(now()+int64(delay/time.Second), schema.EndOfTime)})
+		k := Key{Queue: schema.QueueFsck, FID: fid}
+		if !s.insert(k, Row{NextTry: min(now()+int64(delay/time.Second), schema.EndOfTime), Arg: arg}) && arg != "" {
+			s.rows[k].Arg = arg
+		}
 	}
 	return nil
 }

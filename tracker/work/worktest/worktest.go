@@ -33,7 +33,7 @@ type Key struct {
 type Row struct {
 	From      protocol.DevID // of QueueReplicate, and the source of QueueRebalance
 	What      schema.What    // of QueueCopyDelete; empty means schema.Raw
-	Arg       string         // of QueueRebalance
+	Arg       string         // of QueueRebalance and QueueFsck
 	NextTry   int64
 	FailCount int
 }
@@ -231,6 +231,8 @@ func (s *Store) Claim(ctx context.Context, q schema.Queue, limit int, lease time
 			job.What = cmp.Or(r.What, schema.Raw)
 		case schema.QueueRebalance:
 			job.DevID, job.From, job.Arg = r.From, 0, r.Arg
+		case schema.QueueFsck:
+			job.Arg = r.Arg
 		}
 		jobs = append(jobs, job)
 	}
