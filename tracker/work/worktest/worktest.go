@@ -659,9 +659,12 @@ type Disks struct {
 	// OnDirect, where set, is called ahead of every direct copy, and decides
 	// whether it can be made. Where it is not set none can.
 	OnDirect func(ctx context.Context, from, to protocol.DevID, fid protocol.FID) error
+	// OnVerify is as OnCopy, of files that are read to their end.
+	OnVerify func(ctx context.Context, dev protocol.DevID, fid protocol.FID) error
 
 	mu      sync.Mutex
 	content map[protocol.DevID]map[protocol.FID]string
+	noted   map[protocol.DevID]map[protocol.FID]string // what was written, where it has rotted since
 	trashed []string
 	copies  int
 	deletes int
@@ -669,7 +672,7 @@ type Disks struct {
 
 // NewDisks are empty.
 func NewDisks() *Disks {
-	return &Disks{content: make(map[protocol.DevID]map[protocol.FID]string)}
+	return &Disks{content: make(map[protocol.DevID]map[protocol.FID]string), noted: make(map[protocol.DevID]map[protocol.FID]string)}
 }
 
 // Put writes a file.
