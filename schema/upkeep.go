@@ -99,10 +99,6 @@ type Sweeps interface {
 	// Ranges counts the ranges of the sweep that are claimed and not finished, and
 	// the files in them.
 	Ranges(ctx context.Context, s Sweep) (ranges, files int64, err error)
-	// ResetSweep forgets the sweep's ranges, those that are held too. Whoever
-	// sets the position back does it first: the other way round it could forget
-	// a range that was claimed from the new position.
-	ResetSweep(ctx context.Context, s Sweep) error
 	// FilesIn lists the files of a range ascending by fid, with their devices.
 	FilesIn(ctx context.Context, first, last protocol.FID, limit int) ([]LocatedFile, error)
 	// Checksums are those stored for fids; fids without one are left out.
@@ -195,6 +191,10 @@ type Moves interface {
 // Expect holds. nil is a setting that is not there.
 type SettingsChange struct {
 	Expect, Set map[string]*string
+	// Forget is the sweep whose ranges are forgotten with the change, those that
+	// are held too; empty: none. The change must set the sweep's position: claims
+	// wait for that.
+	Forget Sweep
 }
 
 // SettingsChanger changes settings that belong together.

@@ -199,14 +199,6 @@ func (s *Store) Ranges(ctx context.Context, w schema.Sweep) (ranges, files int64
 	return ranges, files, err
 }
 
-// ResetSweep forgets the ranges of a sweep.
-func (s *Store) ResetSweep(ctx context.Context, w schema.Sweep) error {
-	return s.do(ctx, fmt.Sprintf("forget ranges of %s", w), func(ctx context.Context) error {
-		_, err := s.pool.Exec(ctx, `DELETE FROM mogile_range WHERE sweep = $1`, string(w))
-		return err
-	})
-}
-
 // locatedFiles runs a query for fileColumns.
 func (s *Store) locatedFiles(ctx context.Context, what, sql string, args ...any) ([]schema.LocatedFile, error) {
 	var files []schema.LocatedFile

@@ -173,15 +173,6 @@ func (s *Store) Ranges(ctx context.Context, w schema.Sweep) (ranges, files int64
 	return ranges, files, err
 }
 
-// ResetSweep forgets the ranges of a sweep; see [schema.Sweeps].
-func (s *Store) ResetSweep(ctx context.Context, w schema.Sweep) (err error) {
-	defer wrap(&err, "forget the ranges of %s", w)
-	return change(ctx, s, func(t *tx) error {
-		_, err := t.exec("DELETE FROM mogile_range WHERE sweep = ?", string(w))
-		return err
-	})
-}
-
 // FilesIn lists the files of a range; see [schema.Sweeps].
 func (s *Store) FilesIn(ctx context.Context, first, last protocol.FID, limit int) (_ []schema.LocatedFile, err error) {
 	defer wrap(&err, "read the files %d-%d", first, last)
@@ -505,6 +496,11 @@ func (s *Store) changeSettings(ctx context.Context, c schema.SettingsChange, wit
 		}
 		if !c.Holds(settings) {
 			return schema.ErrStale
+		}
+		if c.Forget != "" {
+			if _, err := t.exec("DELETE FROM mogile_range WHERE sweep = ?", string(c.Forget)); err != nil {
+				return err
+			}
 		}
 		if err := with(t); err != nil {
 			return err

@@ -590,6 +590,50 @@ func TestContentIsAskedFor(t *testing.T) {
 	})
 }
 
+// TestNewRunsForgetRanges begins anew while a range is held: its files are
+// checked once, and counted once.
+func TestNewRunsForgetRanges(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		sweep schema.Sweep
+		again func(Facts) (schema.SettingsChange, error)
+	}{
+		{schema.SweepFsck, func(f Facts) (schema.SettingsChange, error) { return f.ResetFsck(false, 0), nil }},
+		{schema.SweepScrub, func(f Facts) (schema.SettingsChange, error) { return f.StartScrub(ScrubStart{Name: "a", Again: true}) }},
+	} {
+		t.Run(string(c.sweep), func(t *testing.T) {
+			t.Parallel()
+			onStage(t, 500, func(s *stage) {
+				start := func() {
+					if c.sweep == schema.SweepFsck {
+						s.start("a")
+					}
+				}
+				start()
+				if c.sweep == schema.SweepScrub {
+					s.change(c.again)
+				}
+				r, ok, err := s.db.ClaimRange(s.Context(), c.sweep, 100, time.Minute)
+				if err != nil || !ok {
+					s.Fatalf("%t, %v", ok, err)
+				}
+				s.change(func(f Facts) (schema.SettingsChange, error) { return f.Stop(c.sweep), nil })
+				s.change(c.again)
+				start()
+				if ok, err := s.db.FinishRange(s.Context(), r, schema.Tally{Files: 100}); ok || err != nil {
+					s.Errorf("a range of the run before is finished: %t, %v", ok, err)
+				}
+				s.tracker("a")
+				s.finished(c.sweep, 10*time.Minute)
+				s.each(1)
+				if n := s.state(c.sweep).Files; n != 500 {
+					s.Errorf("%d files are counted", n)
+				}
+			})
+		})
+	}
+}
+
 // TestPoison has files on which the checker fails or panics hold up nothing.
 func TestPoison(t *testing.T) {
 	t.Parallel()

@@ -195,16 +195,6 @@ func (s *Store) Ranges(ctx context.Context, w schema.Sweep) (ranges, files int64
 	return ranges, files, nil
 }
 
-// ResetSweep is [schema.Sweeps.ResetSweep].
-func (s *Store) ResetSweep(ctx context.Context, w schema.Sweep) error {
-	if err := s.begin(ctx, "ResetSweep"); err != nil {
-		return err
-	}
-	defer s.mu.Unlock()
-	maps.DeleteFunc(s.ranges, func(k rangeKey, _ *schema.Range) bool { return k.sweep == w })
-	return nil
-}
-
 // FilesIn is [schema.Sweeps.FilesIn].
 func (s *Store) FilesIn(ctx context.Context, first, last protocol.FID, limit int) ([]schema.LocatedFile, error) {
 	if err := s.begin(ctx, "FilesIn"); err != nil {
@@ -493,6 +483,7 @@ func (s *Store) change(c schema.SettingsChange) error {
 	if !c.Holds(s.settings) {
 		return schema.ErrStale
 	}
+	maps.DeleteFunc(s.ranges, func(k rangeKey, _ *schema.Range) bool { return k.sweep == c.Forget })
 	for field, value := range c.Set {
 		s.set(field, value)
 	}
