@@ -36,6 +36,10 @@ const OrderPath = "/.mogile/"
 // send it without being asked first.
 const OrderType = "application/x-mogile-order"
 
+// VerbNone is a verb that no storage daemon has. Since everything else about an
+// order is looked at first, ErrUnknownVerb says that others would be taken.
+const VerbNone = "none"
+
 // orderForm begins every order: a signature of one can be that of nothing else.
 const orderForm = "mogile-order"
 

@@ -191,10 +191,14 @@ type Job struct {
 	DevID     protocol.DevID // QueueCopyDelete and QueueRebalance; part of the row's identity in the first
 	What      What           // QueueCopyDelete; part of the row's identity
 	From      protocol.DevID // QueueReplicate: preferred source, 0 none
-	Arg       string         // QueueRebalance: permitted destinations, comma-joined
+	Arg       string         // QueueRebalance: permitted destinations, comma-joined; QueueFsck: empty, or [FsckContent]
 	FailCount int
 	NextTry   int64 // the lease's token and end
 }
+
+// FsckContent is the Arg of a row of QueueFsck for a file of whose copies all
+// content is to be read, whatever else is looked at.
+const FsckContent = "content"
 
 // QueueRow is a row of a queue as file_debug shows it.
 type QueueRow struct {

@@ -99,10 +99,6 @@ type Sweeps interface {
 	// Ranges counts the ranges of the sweep that are claimed and not finished, and
 	// the files in them.
 	Ranges(ctx context.Context, s Sweep) (ranges, files int64, err error)
-	// ResetSweep forgets the sweep's ranges, those that are held too. Whoever
-	// sets the position back does it first: the other way round it could forget
-	// a range that was claimed from the new position.
-	ResetSweep(ctx context.Context, s Sweep) error
 	// FilesIn lists the files of a range ascending by fid, with their devices.
 	FilesIn(ctx context.Context, first, last protocol.FID, limit int) ([]LocatedFile, error)
 	// Checksums are those stored for fids; fids without one are left out.
@@ -113,9 +109,11 @@ type Sweeps interface {
 	// HighestFID is the highest fid of table file, 0 where it is empty, and the
 	// highest fid that was ever issued, as far as the database knows.
 	HighestFID(ctx context.Context) (inFile, issued protocol.FID, err error)
-	// QueueFsck enters fids in file_to_queue for fsck, due after delay. Those
-	// that are there already stay as they are.
-	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error
+	// QueueFsck enters fids in file_to_queue for fsck, due after delay, with the
+	// argument "" or [FsckContent]. Those that are there already stay as they are,
+	// but for FsckContent, which they get; a worker that has one leased may not see
+	// that.
+	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) error
 }
 
 // Tally is what checking some files brought.
@@ -193,6 +191,10 @@ type Moves interface {
 // Expect holds. nil is a setting that is not there.
 type SettingsChange struct {
 	Expect, Set map[string]*string
+	// Forget is the sweep whose ranges are forgotten with the change, those that
+	// are held too; empty: none. The change must set the sweep's position: claims
+	// wait for that.
+	Forget Sweep
 }
 
 // SettingsChanger changes settings that belong together.

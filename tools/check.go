@@ -2,6 +2,7 @@ package tools
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -68,7 +69,11 @@ type trackerCheck struct {
 	devices  []protocol.Device
 	domains  []protocol.Domain
 	settings map[string]string
+	orders   []orderCheck
 }
+
+// orderCheck is whether a storage daemon takes a tracker's orders.
+type orderCheck struct{ host, answer, text string }
 
 type hostCheck struct {
 	Host   string `json:"host"`
@@ -131,7 +136,9 @@ func (r *report) askTrackers(s *session) {
 			t.Millis = float64(time.Since(begun).Microseconds()) / 1000
 			if err != nil {
 				t.Answer = err.Error()
+				return nil
 			}
+			t.askOrders(s.ctx(), s.client)
 			return nil
 		})
 	}
@@ -170,6 +177,21 @@ func (t *trackerCheck) ask(ctx context.Context, c *protocol.Client) error {
 		return te.Err
 	}
 	return err
+}
+
+// askOrders has the tracker find out which storage daemons take its orders.
+// MogileFS's trackers give none.
+func (t *trackerCheck) askOrders(ctx context.Context, c *protocol.Client) {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	reply, err := c.DoAt(ctx, t.Tracker, "host_orders", nil)
+	if err != nil {
+		return
+	}
+	for i := range min(reply.Number("hosts"), int64(len(reply))) {
+		row := "host" + strconv.FormatInt(i+1, 10) + "_"
+		t.orders = append(t.orders, orderCheck{reply.Get(row + "hostname"), reply.Get(row + "answer"), reply.Get(row + "text")})
+	}
 }
 
 func (r *report) askHosts(ctx context.Context, web *http.Client, hosts []protocol.Host) {
@@ -321,6 +343,9 @@ func judge(r *report) []problem {
 			add("mark each of its devices dead, so that their copies no longer count", "host %s is dead, and not all its devices are", h.Host)
 		}
 	}
+	for _, t := range r.Trackers {
+		ps = append(ps, judgeOrders(t)...)
+	}
 	if len(r.Hosts) > 0 && len(r.Devices) == 0 {
 		add("'mogtool device add HOST DEVID', for the folder dev<DEVID> there", "there is no device")
 	}
@@ -395,6 +420,41 @@ func judgeKeys(hosts []hostCheck) []problem {
 		What:   what + "; copies to them go through trackers, bad copies stay on their disks, strays are not looked for",
 		Remedy: "'mogile key new FILE', and --cluster-key-file FILE for all daemons of the cluster",
 	}}
+}
+
+// judgeOrders names the storage daemons that have a cluster key and refuse what a
+// tracker orders. Those that do not answer are found otherwise.
+func judgeOrders(t trackerCheck) []problem {
+	var ps []problem
+	told := make(map[orderCheck]bool) // by the reason alone
+	for _, o := range t.orders {
+		why := orderCheck{answer: o.answer, text: o.text}
+		if o.answer == "ok" || o.answer == "unreachable" || told[why] {
+			continue
+		}
+		told[why] = true
+		var hosts []string
+		for _, other := range t.orders {
+			if other.answer == why.answer && other.text == why.text {
+				hosts = append(hosts, other.host)
+			}
+		}
+		names := strings.Join(hosts, ", ")
+		p := problem{What: fmt.Sprintf("the storage daemons of %s refuse the orders of tracker %s: %s", names, t.Tracker, cmp.Or(o.text, o.answer))}
+		switch o.answer {
+		case "tracker_has_no_key":
+			p.What = fmt.Sprintf("tracker %s has no cluster key, and the storage daemons of %s have one", t.Tracker, names)
+			p.Remedy = "start the tracker with --cluster-key-file, and the file of the storage daemons"
+		case protocol.ErrBadSignature.Code:
+			p.Remedy = "give " + names + " the tracker's file of --cluster-key-file, or the tracker theirs, and restart whoever got another"
+		case protocol.ErrClockSkew.Code:
+			p.Remedy = "set the clocks of " + names + " and of the tracker by NTP"
+		default:
+			p.Remedy = "see the logs of " + names
+		}
+		ps = append(ps, p)
+	}
+	return ps
 }
 
 func (r *report) write(o *output) error {

@@ -76,6 +76,7 @@ func (t *Tracker) table() map[string]*command {
 		"get_devices":   t.getDevices,
 		"set_state":     t.setState,
 		"set_weight":    t.setWeight,
+		"host_orders":   t.hostOrders,
 
 		"set_server_setting": t.setServerSetting,
 		"server_setting":     t.serverSetting,

@@ -114,6 +114,11 @@ func (s *Store) changeSettings(ctx context.Context, what string, change schema.S
 			if !change.Holds(settings) {
 				return schema.ErrStale
 			}
+			if change.Forget != "" {
+				if _, err := tx.Exec(ctx, `DELETE FROM mogile_range WHERE sweep = $1`, string(change.Forget)); err != nil {
+					return err
+				}
+			}
 			if err := with(ctx, tx); err != nil {
 				return err
 			}

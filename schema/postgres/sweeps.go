@@ -199,14 +199,6 @@ func (s *Store) Ranges(ctx context.Context, w schema.Sweep) (ranges, files int64
 	return ranges, files, err
 }
 
-// ResetSweep forgets the ranges of a sweep.
-func (s *Store) ResetSweep(ctx context.Context, w schema.Sweep) error {
-	return s.do(ctx, fmt.Sprintf("forget ranges of %s", w), func(ctx context.Context) error {
-		_, err := s.pool.Exec(ctx, `DELETE FROM mogile_range WHERE sweep = $1`, string(w))
-		return err
-	})
-}
-
 // locatedFiles runs a query for fileColumns.
 func (s *Store) locatedFiles(ctx context.Context, what, sql string, args ...any) ([]schema.LocatedFile, error) {
 	var files []schema.LocatedFile
@@ -312,11 +304,11 @@ func (s *Store) HighestFID(ctx context.Context) (inFile, issued protocol.FID, er
 	return protocol.FID(file), protocol.FID(max(file, last)), err
 }
 
-const queueFsck = `INSERT INTO file_to_queue (fid, type, nexttry) SELECT fid, 1, least(` + now + ` + $2::int8, 2147483647)
-	FROM unnest($3::int8[]) fid ORDER BY fid ON CONFLICT (fid, type) DO NOTHING`
+const queueFsck = `INSERT INTO file_to_queue AS q (fid, type, nexttry, arg) SELECT fid, 1, least(` + now + ` + $2::int8, 2147483647), nullif($4, '')
+	FROM unnest($3::int8[]) fid ORDER BY fid ON CONFLICT (fid, type) DO UPDATE SET arg = EXCLUDED.arg WHERE EXCLUDED.arg IS DISTINCT FROM q.arg AND $4 <> ''`
 
 // QueueFsck enters fids for fsck.
-func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error {
+func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) error {
 	if len(fids) == 0 {
 		return nil
 	}
@@ -324,7 +316,7 @@ func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.D
 	slices.Sort(sorted)
 	sorted = slices.Compact(sorted)
 	return s.do(ctx, "queue fsck", func(ctx context.Context) error {
-		_, err := s.pool.Exec(ctx, queueFsck, s.offset(), seconds(delay), sorted)
+		_, err := s.pool.Exec(ctx, queueFsck, s.offset(), seconds(delay), sorted, arg)
 		return err
 	})
 }

@@ -173,15 +173,6 @@ func (s *Store) Ranges(ctx context.Context, w schema.Sweep) (ranges, files int64
 	return ranges, files, err
 }
 
-// ResetSweep forgets the ranges of a sweep; see [schema.Sweeps].
-func (s *Store) ResetSweep(ctx context.Context, w schema.Sweep) (err error) {
-	defer wrap(&err, "forget the ranges of %s", w)
-	return change(ctx, s, func(t *tx) error {
-		_, err := t.exec("DELETE FROM mogile_range WHERE sweep = ?", string(w))
-		return err
-	})
-}
-
 // FilesIn lists the files of a range; see [schema.Sweeps].
 func (s *Store) FilesIn(ctx context.Context, first, last protocol.FID, limit int) (_ []schema.LocatedFile, err error) {
 	defer wrap(&err, "read the files %d-%d", first, last)
@@ -245,7 +236,7 @@ func (s *Store) HighestFID(ctx context.Context) (inFile, issued protocol.FID, er
 }
 
 // QueueFsck enters fids for fsck; see [schema.Sweeps].
-func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) (err error) {
+func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) (err error) {
 	defer wrap(&err, "queue %d fids for fsck", len(fids))
 	if len(fids) == 0 {
 		return nil
@@ -253,8 +244,8 @@ func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.D
 	return change(ctx, s, func(t *tx) error {
 		for _, fid := range fids {
 			k := rowKey{queue: schema.QueueFsck, fid: int64(fid)}
-			if _, err := t.exec("INSERT INTO file_to_queue (fid, type, nexttry) VALUES (?, 1, ?) ON CONFLICT DO NOTHING",
-				int64(fid), t.unlike(k, later(s.now(), delay), +1)); err != nil {
+			if _, err := t.exec("INSERT INTO file_to_queue (fid, type, nexttry, arg) VALUES (?, 1, ?, ?) ON CONFLICT DO UPDATE SET arg = excluded.arg WHERE excluded.arg IS NOT NULL",
+				int64(fid), t.unlike(k, later(s.now(), delay), +1), textColumn(arg)); err != nil {
 				return err
 			}
 		}
@@ -505,6 +496,11 @@ func (s *Store) changeSettings(ctx context.Context, c schema.SettingsChange, wit
 		}
 		if !c.Holds(settings) {
 			return schema.ErrStale
+		}
+		if c.Forget != "" {
+			if _, err := t.exec("DELETE FROM mogile_range WHERE sweep = ?", string(c.Forget)); err != nil {
+				return err
+			}
 		}
 		if err := with(t); err != nil {
 			return err

@@ -389,7 +389,8 @@ func TestHostsVanishWhileCopying(t *testing.T) {
 	c.asRecorded(store, 3*time.Minute, func(schema.LocatedFile) int { return 3 })
 }
 
-// TestFullDevice has copies meet a device that fills up in the middle of them.
+// TestFullDevice has uploads and copies meet devices that fill up in the middle
+// of them: trackers still offer one that has less room than a file needs.
 func TestFullDevice(t *testing.T) {
 	scenario(t)
 	t.Parallel()
@@ -410,7 +411,7 @@ func TestFullDevice(t *testing.T) {
 		}
 	}})
 	store := c.openStore()
-	n := 8 // 3 MB each: what the third host has room for is less
+	n := 16 // 3 MB each, two copies: what the third host has room for is less than its part
 	eachParallel(n, 4, func(i int) {
 		if err := c.Put(fmt.Sprintf("k%d", i), "", bytes.Repeat([]byte{byte(i)}, 3<<20)); err != nil {
 			t.Errorf("put: %v", err)
@@ -420,6 +421,22 @@ func TestFullDevice(t *testing.T) {
 	for i := range n {
 		key := fmt.Sprintf("k%d", i)
 		c.CheckFile(key, c.WaitPolicy(key, 2), bytes.Repeat([]byte{byte(i)}, 3<<20))
+	}
+	full := 0
+	for _, dev := range c.Hosts[2].Devices {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(filepath.Join(c.Hosts[2].Docroot, "dev"+dev.String()), &fs); err != nil {
+			t.Fatal(err)
+		}
+		if fs.Bavail*uint64(fs.Bsize) < 3<<20 {
+			full++
+		}
+	}
+	refused := c.sum([]string{c.Hosts[2].Status}, "mogile_storaged_requests_total", []string{`code="507"`})
+	failed := c.sum([]string{c.Hosts[2].Status}, "mogile_storaged_transfers_total", []string{`result="dest_error"`})
+	t.Logf("devices without room: %d; uploads refused: %.0f, copies: %.0f", full, refused, failed)
+	if full == 0 || refused+failed == 0 {
+		t.Error("no device was full when it was to take a file")
 	}
 }
 

@@ -227,6 +227,8 @@ type Spec struct {
 	// HostArgs are flags of the storage daemons beyond those that the cluster
 	// needs.
 	HostArgs []string
+	// Sealed seals the database, for what MogileFS's trackers would not understand.
+	Sealed bool
 	// Key gives trackers and storage daemons a cluster key: copies go from
 	// device to device, bad ones into the trash.
 	Key bool
@@ -307,7 +309,11 @@ func StartCluster(t testing.TB, s Spec) *Cluster {
 			c.DSN = pgtest.DSN(t)
 		}
 	}
-	if out, err := exec.Command(binary, "migrate", "--dsn", c.DSN).CombinedOutput(); err != nil {
+	migrate := []string{"migrate", "--dsn", c.DSN}
+	if s.Sealed {
+		migrate = append(migrate, "--seal", "--yes")
+	}
+	if out, err := exec.Command(binary, migrate...).CombinedOutput(); err != nil {
 		t.Fatalf("migrate: %v\n%s", err, out)
 	}
 	var ips []string

@@ -535,10 +535,13 @@ func TestForeignHostMisbehaves(t *testing.T) {
 	oddAddr := net.JoinHostPort(odd.IP, strconv.Itoa(odd.Port))
 	c.Do("create_class", "domain="+domain, "class=summed", "mindevcount=3", "hashtype=MD5", "replpolicy=MultipleHosts(3)")
 
-	// An uploader that gives up a destination after a second, and has the tracker
-	// verify what it stored.
-	client := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	// An uploader that gives up the odd destination after a second, and has the
+	// tracker verify what it stored.
 	store := func(key string, body []byte, oddFirst bool) error {
+		client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+		if oddFirst {
+			client.Timeout = time.Second
+		}
 		sum := md5.Sum(body)
 		u := upload{}
 		if oddFirst {

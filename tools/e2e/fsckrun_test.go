@@ -3,7 +3,9 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -152,7 +154,8 @@ func TestFsckIsShared(t *testing.T) {
 
 // TestFsckOnOneTracker is a whole run on the embedded store: a class that now
 // wants more copies is noticed by a look at placement alone, copies that are gone
-// by a look at the devices, and a content that rotted by scrub.
+// by a look at the devices, and a content that rotted by a round of scrub that
+// begins by itself.
 func TestFsckOnOneTracker(t *testing.T) {
 	scenario(t)
 	t.Parallel()
@@ -187,6 +190,28 @@ func TestFsckOnOneTracker(t *testing.T) {
 	}
 	c.Do("fsck_clearlog")
 
+	for i := range 3 {
+		fid, devs := c.info("f" + strconv.Itoa(i))
+		if err := os.Remove(c.onDisk(devs[i%2], fid)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p = mogtoolJSON[progressJSON](t, c, "fsck", "start", "--all", "--wait")
+	if p.Files != files || p.Events["MISS"] != 3 || p.Events["REPL"] != 3 || len(p.Events) != 2 {
+		t.Errorf("three copies are gone: %+v", p)
+	}
+	c.calm()
+	rotten, devs := c.info("f3")
+	body := []byte("a small file of a run of fsck")
+	body[3] ^= 1
+	if err := os.WriteFile(c.onDisk(devs[0], rotten), body, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	p = mogtoolJSON[progressJSON](t, c, "fsck", "start", "--all", "--wait")
+	if p.Files != files || len(p.Events) != 0 {
+		t.Errorf("lengths are right, and no content is read: %+v", p)
+	}
+
 	// Rounds by themselves.
 	c.Do("set_server_setting", "key=scrub_days", "value=0.0002") // 17 s
 	within(t, time.Minute, "a round of scrub", func() error {
@@ -196,4 +221,9 @@ func TestFsckOnOneTracker(t *testing.T) {
 		}
 		return nil
 	})
+	if events, _ := c.fsckLog(0); !slices.Contains(events[rotten], logged{"BSUM", devs[0].String()}) {
+		t.Errorf("scrub found %v", events)
+	}
+	c.calm()
+	c.CheckAll(files)
 }

@@ -281,6 +281,7 @@ func TestHostKilledMidway(t *testing.T) {
 // TestTrackerKilledMidway stores files through two trackers on one database, of
 // which one is killed.
 func TestTrackerKilledMidway(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{Engine: "postgres", Trackers: 2})
 	files := makeFiles(t, scale(100))

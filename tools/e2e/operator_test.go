@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -144,5 +145,44 @@ func growTree(t testing.TB, dir string, files, bytes int) {
 		if err := os.WriteFile(name, body, 0o666); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestAnotherKey restarts one storage daemon with a key that is not the
+// tracker's: check names its host, and what to do.
+func TestAnotherKey(t *testing.T) {
+	scenario(t)
+	t.Parallel()
+	c := StartCluster(t, Spec{Key: true})
+	if code, out, words, err := tool(c, "check"); err != nil || code != 0 {
+		t.Fatalf("exit code %d, %v: %s%s", code, err, out, words)
+	}
+	key := filepath.Join(filepath.Dir(c.Hosts[0].Docroot), "cluster.key")
+	right, err := os.ReadFile(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := exec.Command(binary, "key", "id", key).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	restart := func(text []byte) {
+		t.Helper()
+		if err := os.WriteFile(key, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c.Hosts[1].Kill()
+		c.Hosts[1].Start()
+		c.WaitWriteable()
+	}
+	restart(fmt.Appendf(nil, "cluster-id %s\n%x\n", bytes.TrimSpace(id), randomBytes(32)))
+	code, out, words, err := tool(c, "check")
+	if err != nil || code != 1 || !strings.Contains(out, "problem: the storage daemons of host2 refuse the orders of tracker "+c.Addrs[0]+": the order is signed with another cluster key") ||
+		!strings.Contains(out, "remedy:  give host2 the tracker's file of --cluster-key-file") {
+		t.Errorf("exit code %d, %v: %s%s", code, err, out, words)
+	}
+	restart(right)
+	if code, out, words, err := tool(c, "check"); err != nil || code != 0 {
+		t.Errorf("with the right key: exit code %d, %v: %s%s", code, err, out, words)
 	}
 }

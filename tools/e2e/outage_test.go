@@ -18,6 +18,7 @@ import (
 // ports accept and never answer. Clients of other keys go on within the
 // deadlines, and the host is used again when it returns.
 func TestHungHostHoldsNobodyUp(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	c := StartCluster(t, Spec{})
 	files := makeFiles(t, 20)

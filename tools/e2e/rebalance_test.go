@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -144,60 +143,5 @@ func (c *Cluster) CheckAll(files int) {
 			continue
 		}
 		c.CheckFile(fmt.Sprintf("f%d", i), paths, []byte("a small file of a run of fsck"))
-	}
-}
-
-// TestRebalanceLevels adds empty devices to a cluster, and has fills levelled. No
-// file has fewer copies at any time.
-func TestRebalanceLevels(t *testing.T) {
-	t.Parallel()
-	const files = 120
-	c := StartCluster(t, Spec{Hosts: 3})
-	// The second device of each host is new.
-	for _, h := range c.Hosts {
-		c.Do("set_state", "host="+h.Name, "device="+h.Devices[1].String(), "state=drain")
-	}
-	c.Do("update_class", "domain="+domain, "class=triple", "mindevcount=2")
-	body := randomBytes(200_000)
-	eachParallel(files, 8, func(i int) {
-		if err := c.Put("f"+strconv.Itoa(i), "triple", body); err != nil {
-			t.Errorf("put f%d: %v", i, err)
-		}
-	})
-	for i := range files {
-		c.WaitPolicy("f"+strconv.Itoa(i), 2)
-	}
-	c.calm()
-	for _, h := range c.Hosts {
-		c.Do("set_state", "host="+h.Name, "device="+h.Devices[1].String(), "state=alive")
-	}
-	spread := func() float64 {
-		t.Helper()
-		n, err := strconv.ParseFloat(c.Do("rebalance_plan", "spread=100").Get("spread"), 64)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return n
-	}
-	first := spread()
-	want := strconv.FormatFloat(first/2, 'f', 9, 64)
-	plan := c.Do("rebalance_plan", "spread="+want)
-	if n := plan.Number("bytes"); n < files*int64(len(body))/8 || n > files*int64(len(body)) || plan.Number("files") < files/8 {
-		t.Errorf("it would move %d bytes, %s files", n, plan.Get("files"))
-	}
-	c.Do("rebalance_set_policy", "policy=level_spread="+want)
-	c.Do("rebalance_start")
-	state := c.rebalanced(2 * time.Minute)
-	if after := spread(); after > first/2 {
-		t.Errorf("fills differed by %g points, and by %g at the end: %v", first, after, state)
-	}
-	for i := range files {
-		paths := c.WaitPolicy("f"+strconv.Itoa(i), 2)
-		if i%10 == 0 {
-			c.CheckFile("f"+strconv.Itoa(i), paths, body)
-		}
-	}
-	if n := c.on(files); n["1"] == 0 || n["2"] == 0 {
-		t.Errorf("copies on devices: %v", n)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -113,4 +114,112 @@ func TestWaitInVain(t *testing.T) {
 		t.Fatalf("%v, %v", paths, err)
 	}
 	c.CheckFile("waits", paths, body)
+}
+
+// TestSoleRottenCopy has a file whose only copy rots get a class of two: what is
+// rotten is copied nowhere, directly or through the tracker; the file and what
+// there is of it stay, the copy is tried again later, and scrub names the file.
+func TestSoleRottenCopy(t *testing.T) {
+	scenario(t)
+	t.Parallel()
+	for _, key := range []bool{true, false} {
+		t.Run(fmt.Sprintf("key %v", key), func(t *testing.T) {
+			t.Parallel()
+			c := StartCluster(t, Spec{Key: key})
+			body := randomBytes(50_000)
+			if err := c.Put("sole", "single", body); err != nil {
+				t.Fatal(err)
+			}
+			c.calm()
+			fid, devs := c.info("sole")
+			body[len(body)/2] ^= 1
+			path := c.onDisk(devs[0], fid)
+			if err := os.WriteFile(path, body, 0o666); err != nil {
+				t.Fatal(err)
+			}
+			before := time.Now()
+			c.Do("updateclass", "domain="+domain, "key=sole", "class=default")
+			within(t, 30*time.Second, "the copy fails, and is put off", func() error {
+				row := c.Do("file_debug", "fid="+fid.String())
+				if row.Number("replqueue_failcount") < 1 || row.Number("replqueue_nexttry") < before.Unix()+10 {
+					return fmt.Errorf("%s", row)
+				}
+				return nil
+			})
+			if n := c.Metric("mogile_replicate_copies_total", `result="src_error"`); n == 0 {
+				t.Error("no copy failed because of its source")
+			}
+			if n := c.HostMetric("mogile_storaged_transfers_total", `result="src_error"`); key && n == 0 {
+				t.Error("no storage daemon refused what it was to fetch")
+			}
+			if n := c.Metric("mogile_replicate_copies_total", `result="ok"`); n != 0 {
+				t.Errorf("%v copies were made", n)
+			}
+			stays := func() {
+				t.Helper()
+				if got, now := c.info("sole"); got != fid || !slices.Equal(now, devs) {
+					t.Errorf("fid %d is on %v; it was fid %d on %v", got, now, fid, devs)
+				}
+				if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, body) {
+					t.Errorf("the copy is not what it was: %v", err)
+				}
+				within(t, time.Minute, "nothing of it lies elsewhere", func() error {
+					files, err := c.FilesOnDisk()
+					if err == nil && (len(files) != 1 || files[0] != path) {
+						err = fmt.Errorf("%q", files)
+					}
+					return err
+				})
+			}
+			stays()
+
+			if p := mogtoolJSON[progressJSON](t, c, "fsck", "scrub", "--wait"); p.Events["BSUM"] == 0 || p.Events["GONE"] != 0 {
+				t.Errorf("scrub: %+v", p)
+			}
+			if code, _, words, err := tool(c, "fsck", "scrub", "status", "--check"); err != nil || code != 1 || !strings.Contains(words, "not repaired: 1 × BSUM") {
+				t.Errorf("exit code %d, %v: %s", code, err, words)
+			}
+			if log := mogtool(t, c, "fsck", "log"); !strings.Contains(log, " BSUM ") || !strings.Contains(log, "somebody must look") {
+				t.Errorf("the log:\n%s", log)
+			}
+			stays()
+		})
+	}
+}
+
+// TestSurplusBesideRottenCopies has one of two copies of files rot, and then a
+// class of one: whichever would have been dropped, the sound one stays, and the
+// other goes into the trash.
+func TestSurplusBesideRottenCopies(t *testing.T) {
+	scenario(t)
+	t.Parallel()
+	c := StartCluster(t, Spec{Key: true})
+	c.Do("create_class", "domain="+domain, "class=summed", "mindevcount=2", "hashtype=MD5")
+	const files = 12
+	bodies := make([][]byte, files)
+	for i := range files {
+		name := fmt.Sprintf("surplus/%d", i)
+		bodies[i] = randomBytes(50_000)
+		class := []string{"default", "summed"}[i%2]
+		if _, err := c.Client.Create(t.Context(), domain, name, protocol.CreateOptions{Class: class, WaitReplicated: time.Minute}, bytes.NewReader(bodies[i])); err != nil {
+			t.Fatal(err)
+		}
+		fid, devs := c.info(name)
+		bad := bytes.Clone(bodies[i])
+		bad[len(bad)/2] ^= 1
+		if err := os.WriteFile(c.onDisk(devs[i/2%2], fid), bad, 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.calm()
+	for i := range files {
+		c.Do("updateclass", "domain="+domain, fmt.Sprintf("key=surplus/%d", i), "class=single")
+	}
+	for i := range files {
+		name := fmt.Sprintf("surplus/%d", i)
+		c.CheckFile(name, c.WaitPolicy(name, 1), bodies[i])
+	}
+	if n := c.Metric("mogile_fsck_events_total", `code="BSUM"`); n == 0 {
+		t.Error("by chance, or because nobody looks, no rotten copy was one that was to stay")
+	}
 }

@@ -345,6 +345,7 @@ func TestTree(t *testing.T) {
 // TestTreeInterrupted ends mogtool in the middle, politely and not, and has the
 // same command go on.
 func TestTreeInterrupted(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	rng := newRand(t)
 	c := StartCluster(t, Spec{})

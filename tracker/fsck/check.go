@@ -85,8 +85,8 @@ const (
 	// firstLook is how long the monitor's first look at a device is waited for.
 	firstLook      = 10 * time.Second
 	firstLookEvery = 100 * time.Millisecond
-	// lookEvery is how often the monitor's word on devices that read is heard.
-	lookEvery = time.Second
+	// aliveEvery is how often what waits for devices gives a sign of life.
+	aliveEvery = time.Second
 )
 
 // Checker checks files and repairs what it can. It is safe for concurrent use.
@@ -536,7 +536,7 @@ func (b *batch) whileAlive(ctx context.Context) (_ context.Context, stop func())
 	ctx, cancel := context.WithCancel(ctx)
 	var g sync.WaitGroup
 	g.Go(func() {
-		tick := time.NewTicker(lookEvery)
+		tick := time.NewTicker(aliveEvery)
 		defer tick.Stop()
 		for {
 			work.Alive(ctx)
@@ -635,9 +635,6 @@ func (b *batch) trouble(ctx context.Context, dev protocol.DevID, fid protocol.FI
 	b.notify(ctx, dev)
 }
 
-// errWentAway is why reading a copy was broken off.
-var errWentAway = errors.New("the device is no longer readable, by what the monitor saw")
-
 // read reads the content of a copy of the right size.
 func (b *batch) read(ctx context.Context, dev protocol.DevID, q *inquiry) {
 	d := q.snap.Device(dev)
@@ -651,10 +648,10 @@ func (b *batch) read(ctx context.Context, dev protocol.DevID, q *inquiry) {
 		return
 	}
 	defer release()
-	reading, stop := b.whileReadable(ctx, dev)
+	reading, stop := work.WhileReadable(ctx, b.c.o.Cluster, dev)
 	content, err := b.c.o.Storage.Verify(reading, d.ReadURL(q.file.FID, cluster.Viewer{}), q.file.Length, q.digest, reason)
-	if err != nil && context.Cause(reading) == errWentAway {
-		err = errWentAway
+	if err != nil && context.Cause(reading) == work.ErrWentAway {
+		err = work.ErrWentAway
 	}
 	stop()
 	if ctx.Err() != nil {
@@ -688,7 +685,7 @@ func (b *batch) recall(ctx context.Context, dev protocol.DevID, q *inquiry) {
 		return
 	}
 	defer release()
-	reading, stop := b.whileReadable(ctx, dev)
+	reading, stop := work.WhileReadable(ctx, b.c.o.Cluster, dev)
 	defer stop()
 	content, err := b.c.o.Storage.Verify(reading, d.ReadURL(q.file.FID, cluster.Viewer{}), q.file.Length, q.digest, reason)
 	if err != nil || content.DigestOnly || content.Stored == nil {
@@ -703,7 +700,7 @@ func (b *batch) answers(ctx context.Context, d *cluster.Device, fid protocol.FID
 	if errors.As(err, new(*storage.StatusError)) {
 		return true
 	}
-	if errors.Is(err, errWentAway) {
+	if errors.Is(err, work.ErrWentAway) {
 		return false
 	}
 	err = b.c.o.Storage.Sizes(ctx, []string{d.ReadURL(fid, cluster.Viewer{})})[0].Err
@@ -766,28 +763,4 @@ func (b *batch) bandwidth(ctx context.Context, n int64) error {
 		n -= some
 	}
 	return nil
-}
-
-// whileReadable is ctx, cancelled when the monitor finds the device of a long
-// read gone: a storage daemon that hangs in the middle would else be waited for
-// as long as it may take to read the file.
-func (b *batch) whileReadable(ctx context.Context, dev protocol.DevID) (_ context.Context, stop func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	var g sync.WaitGroup
-	g.Go(func() {
-		tick := time.NewTicker(lookEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-tick.C:
-				if d := b.c.o.Cluster.Snapshot().Device(dev); d == nil || !d.Readable() {
-					cancel(errWentAway)
-					return
-				}
-			case <-ctx.Done():
-				return
-			}
-		}
-	})
-	return ctx, func() { cancel(nil); g.Wait() }
 }

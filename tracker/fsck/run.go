@@ -53,7 +53,7 @@ type RunStore interface {
 	ReleaseRange(ctx context.Context, r schema.Range) error
 	Ranges(ctx context.Context, s schema.Sweep) (ranges, files int64, err error)
 	FilesIn(ctx context.Context, first, last protocol.FID, limit int) ([]schema.LocatedFile, error)
-	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error
+	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) error
 	FoldFsckLog(ctx context.Context) error
 }
 
@@ -732,7 +732,7 @@ func (w *Worker) checkRange(ctx context.Context, r schema.Range, m Mode) (schema
 		}
 		if len(stalled) > 0 {
 			within, cancel := call(ctx)
-			err := w.o.Store.QueueFsck(within, stalled, RecheckDelay)
+			err := w.o.Store.QueueFsck(within, stalled, RecheckDelay, "")
 			cancel()
 			if err != nil {
 				return sum, fmt.Errorf("queue %d fids that cannot be checked now: %w", len(stalled), err)
@@ -805,7 +805,15 @@ func (w *Worker) protect(ctx context.Context, files []schema.LocatedFile, m Mode
 // recheck checks the files of rows of the queue, whoever queued them.
 func (w *Worker) recheck(ctx context.Context, leases []*work.Lease) error {
 	w.sent.Add(uint64(len(leases)))
-	err := w.recheckRows(ctx, leases)
+	read, rest := make([]*work.Lease, 0, len(leases)), make([]*work.Lease, 0, len(leases))
+	for _, l := range leases {
+		if l.Job().Arg == schema.FsckContent {
+			read = append(read, l)
+		} else {
+			rest = append(rest, l)
+		}
+	}
+	err := errors.Join(w.recheckRows(ctx, rest, false), w.recheckRows(ctx, read, true))
 	var g errgroup.Group
 	for _, l := range leases {
 		if ctx.Err() != nil {
@@ -817,7 +825,11 @@ func (w *Worker) recheck(ctx context.Context, leases []*work.Lease) error {
 	return errors.Join(err, g.Wait())
 }
 
-func (w *Worker) recheckRows(ctx context.Context, leases []*work.Lease) error {
+// recheckRows checks the files of some rows; content has that read in any case.
+func (w *Worker) recheckRows(ctx context.Context, leases []*work.Lease, content bool) error {
+	if len(leases) == 0 {
+		return nil
+	}
 	within, cancel := call(ctx)
 	defer cancel()
 	settings, err := w.o.Store.Settings(within)
@@ -825,7 +837,12 @@ func (w *Worker) recheckRows(ctx context.Context, leases []*work.Lease) error {
 		return fmt.Errorf("read how to check files: %w", err)
 	}
 	m := modeOf(schema.SweepFsck, settings)
-	m.Content = StateOf(schema.SweepScrub, settings).Running() // it may be scrub that could not check it
+	if content {
+		m = modeOf(schema.SweepScrub, settings)
+	}
+	if StateOf(schema.SweepScrub, settings).Running() { // it may be scrub that could not check it
+		m.Content = true
+	}
 	fids := make([]protocol.FID, len(leases))
 	for i, l := range leases {
 		fids[i] = l.Job().FID

@@ -76,6 +76,7 @@ type visits struct {
 	mu      sync.Mutex // guards what follows
 	count   map[protocol.FID]int
 	modes   map[Mode]int
+	last    map[protocol.FID]Mode      // in which files were checked last
 	at      map[protocol.FID]time.Time // the first time
 	running int
 	most    int
@@ -145,6 +146,7 @@ func (i *inspector) Check(ctx context.Context, files []schema.LocatedFile, m Mod
 		}
 		i.mu.Lock()
 		i.count[f.FID]++
+		i.last[f.FID] = m
 		i.mine++
 		if _, again := i.at[f.FID]; !again {
 			i.at[f.FID] = time.Now()
@@ -184,7 +186,7 @@ func (s *stage) logged(message string) int {
 func newStage(t *testing.T, files int) *stage {
 	s := &stage{
 		T:      t,
-		visits: &visits{count: make(map[protocol.FID]int), modes: make(map[Mode]int), at: make(map[protocol.FID]time.Time)},
+		visits: &visits{count: make(map[protocol.FID]int), modes: make(map[Mode]int), last: make(map[protocol.FID]Mode), at: make(map[protocol.FID]time.Time)},
 		db:     &database{Store: worktest.NewStore(), leases: make(map[string]turnHeld)},
 	}
 	for i := range files {
@@ -548,7 +550,7 @@ func TestPerlTracker(t *testing.T) {
 		if n := s.db.Calls("ClaimRange"); n != 0 {
 			s.Errorf("%d claims of a run that another tracker injects", n)
 		}
-		if err := s.db.QueueFsck(s.Context(), s.fids, 0); err != nil {
+		if err := s.db.QueueFsck(s.Context(), s.fids, 0, ""); err != nil {
 			s.Fatal(err)
 		}
 		time.Sleep(30 * time.Second)
@@ -560,6 +562,76 @@ func TestPerlTracker(t *testing.T) {
 			s.Errorf("the run is %+v", st)
 		}
 	})
+}
+
+// TestContentIsAskedFor reads the content of files that were queued for that,
+// also while fsck looks at policies only; of others it does not.
+func TestContentIsAskedFor(t *testing.T) {
+	t.Parallel()
+	onStage(t, 40, func(s *stage) {
+		s.change(func(f Facts) (schema.SettingsChange, error) { return f.ResetFsck(true, 0), nil })
+		for i, arg := range []string{"", schema.FsckContent} {
+			if err := s.db.QueueFsck(s.Context(), s.fids[10*i:10*i+10], 0, arg); err != nil {
+				s.Fatal(err)
+			}
+		}
+		s.tracker("a")
+		time.Sleep(30 * time.Second)
+		if n := s.db.Rows(schema.QueueFsck); n != 0 || s.total() != 20 {
+			s.Errorf("%d rows are left, %d files were checked", n, s.total())
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for i, fid := range s.fids[:20] {
+			if m := s.last[fid]; m.Content != (i >= 10) || m.PolicyOnly != (i < 10) {
+				s.Errorf("fid %d was checked as %+v", fid, m)
+			}
+		}
+	})
+}
+
+// TestNewRunsForgetRanges begins anew while a range is held: its files are
+// checked once, and counted once.
+func TestNewRunsForgetRanges(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		sweep schema.Sweep
+		again func(Facts) (schema.SettingsChange, error)
+	}{
+		{schema.SweepFsck, func(f Facts) (schema.SettingsChange, error) { return f.ResetFsck(false, 0), nil }},
+		{schema.SweepScrub, func(f Facts) (schema.SettingsChange, error) { return f.StartScrub(ScrubStart{Name: "a", Again: true}) }},
+	} {
+		t.Run(string(c.sweep), func(t *testing.T) {
+			t.Parallel()
+			onStage(t, 500, func(s *stage) {
+				start := func() {
+					if c.sweep == schema.SweepFsck {
+						s.start("a")
+					}
+				}
+				start()
+				if c.sweep == schema.SweepScrub {
+					s.change(c.again)
+				}
+				r, ok, err := s.db.ClaimRange(s.Context(), c.sweep, 100, time.Minute)
+				if err != nil || !ok {
+					s.Fatalf("%t, %v", ok, err)
+				}
+				s.change(func(f Facts) (schema.SettingsChange, error) { return f.Stop(c.sweep), nil })
+				s.change(c.again)
+				start()
+				if ok, err := s.db.FinishRange(s.Context(), r, schema.Tally{Files: 100}); ok || err != nil {
+					s.Errorf("a range of the run before is finished: %t, %v", ok, err)
+				}
+				s.tracker("a")
+				s.finished(c.sweep, 10*time.Minute)
+				s.each(1)
+				if n := s.state(c.sweep).Files; n != 500 {
+					s.Errorf("%d files are counted", n)
+				}
+			})
+		})
+	}
 }
 
 // TestPoison has files on which the checker fails or panics hold up nothing.

@@ -154,11 +154,11 @@ func (b *batch) readShard(ctx context.Context, dev protocol.DevID, q *inquiry) {
 	if l := b.c.o.Bandwidth; l != nil && float64(l.Limit()) < math.MaxInt64 {
 		order.Rate = max(1, int64(l.Limit()))
 	}
-	reading, stop := b.whileReadable(ctx, dev)
+	reading, stop := work.WhileReadable(ctx, b.c.o.Cluster, dev)
 	defer stop()
 	states, err := b.shardStates(reading, q.snap.Device(dev), dev, []*inquiry{q}, order, size)
-	if ctx.Err() == nil && context.Cause(reading) == errWentAway {
-		b.gone(dev, errWentAway)
+	if ctx.Err() == nil && context.Cause(reading) == work.ErrWentAway {
+		b.gone(dev, work.ErrWentAway)
 		return
 	}
 	if err != nil {
@@ -202,7 +202,7 @@ func (b *batch) readContent(ctx context.Context, q *inquiry, t protocol.HashType
 		if err != nil {
 			return
 		}
-		reading, stop := b.whileReadable(ctx, dev)
+		reading, stop := work.WhileReadable(ctx, b.c.o.Cluster, dev)
 		content, err := b.c.o.Storage.Verify(reading, d.ReadURL(q.file.FID, cluster.Viewer{}), q.file.Length, t, reason)
 		stop()
 		release()

@@ -214,9 +214,8 @@ func (f Facts) Stop(s schema.Sweep) schema.SettingsChange {
 	return c
 }
 
-// ResetFsck sets fsck's position, and forgets what the last run found. Ranges
-// that were claimed and not finished stay: their files are checked as well.
-// (To forget them here could lose some that another tracker has claimed since.)
+// ResetFsck sets fsck's position, and forgets what the last run found, and the
+// ranges that were claimed and not finished: their files would be counted twice.
 func (f Facts) ResetFsck(policy bool, position protocol.FID) schema.SettingsChange {
 	s := schema.SweepFsck
 	c := f.change(fsckFoldedLog)
@@ -225,6 +224,7 @@ func (f Facts) ResetFsck(policy bool, position protocol.FID) schema.SettingsChan
 		text(c, policyOnly(s), "1")
 	}
 	number(c, s.Position(), position)
+	c.Forget = s
 	f.newRun(s, c)
 	return c
 }
@@ -258,6 +258,7 @@ func (f Facts) StartScrub(start ScrubStart) (schema.SettingsChange, error) {
 		f.newRun(s, c)
 		st.Position = 0
 		number(c, s.Position(), st.Position)
+		c.Forget = s
 	}
 	f.started(s, c, start.Name, st.Position)
 	remove(c, scrubPaced)

@@ -43,7 +43,7 @@ type Store interface {
 	SetDeviceUsage(ctx context.Context, usage []schema.Usage) error
 	HoldLease(ctx context.Context, name, owner string, ttl time.Duration) (bool, error)
 	Changes(ctx context.Context) <-chan struct{}
-	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error
+	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) error
 }
 
 // Storage is what the monitor asks of storage daemons; see [storage.Client].

@@ -158,7 +158,7 @@ func (s *errands) askForSuspects(ctx context.Context, h *cluster.Host) {
 	if len(fids) == 0 {
 		return
 	}
-	if err := s.m.o.Store.QueueFsck(ctx, fids, 0); err != nil {
+	if err := s.m.o.Store.QueueFsck(ctx, fids, 0, schema.FsckContent); err != nil {
 		// Reads find them again.
 		log.Warn().Err(err).Msg("files of which shards are missing or bad cannot be queued for fsck")
 		return

@@ -145,7 +145,7 @@ func (w *world) HoldLease(_ context.Context, name, owner string, ttl time.Durati
 	return true, nil
 }
 
-func (w *world) QueueFsck(_ context.Context, fids []protocol.FID, _ time.Duration) error {
+func (w *world) QueueFsck(_ context.Context, fids []protocol.FID, _ time.Duration, _ string) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.queued = append(w.queued, fids...)

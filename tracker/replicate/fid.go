@@ -64,10 +64,13 @@ type round struct {
 	failedSources []protocol.DevID
 	failedDests   []protocol.DevID
 	sizes         map[protocol.DevID]bool // whether a copy was found to have the right size
-	judged        []protocol.DevID        // the locations that were found too few intact to drop one, by a move
 	badShards     []int                   // those that a rebuild found missing or bad
 	decoded       []protocol.DevID        // where copies are that are to take the place of shards
 	copied        int                     // copies, and shards, that were made and recorded
+	contents      map[protocol.DevID]bool // whether a copy was found to have the right content
+	content       *protocol.ContentSum    // that copies of the right content had, without a checksum to compare with
+	doubted       bool                    // fsck was asked to look at the file
+	judgedOn      []protocol.DevID        // the locations that were found too few intact to drop one, by a move
 	dropped       int
 	wait          time.Duration // under busy: when to try again
 	why           string        // what is in the way of shards
@@ -79,8 +82,12 @@ type announcement struct {
 	what schema.What
 }
 
-// errGone is the end of a round whose file is deleted meanwhile.
-var errGone = errors.New("the file is gone")
+// errGone is the end of a round whose file is deleted meanwhile, errBusy of one
+// that needs a device which is used to its limit.
+var (
+	errGone = errors.New("the file is gone")
+	errBusy = errors.New("a device is used to its limit")
+)
 
 // end is how work on a fid ended.
 type end struct {
@@ -117,12 +124,16 @@ func (w *Worker) locked(ctx context.Context, id int, rng *rand.Rand, job schema.
 		w: w, id: id, rng: rng, job: job,
 		log:       w.pool.Log(id).With().Uint64("fid", uint64(job.FID)).Logger(),
 		sizes:     make(map[protocol.DevID]bool),
+		contents:  make(map[protocol.DevID]bool),
 		announced: make(map[announcement]time.Time),
 	}
 	result, err := do(r, ctx)
 	r.retract(ctx)
-	if errors.Is(err, errGone) {
+	switch {
+	case errors.Is(err, errGone):
 		result, err = noFID, nil
+	case errors.Is(err, errBusy):
+		result, err = busy, nil
 	}
 	if err != nil {
 		result = orInterrupted(ctx, failed)
@@ -583,7 +594,7 @@ func (r *round) record(ctx context.Context, dst protocol.DevID) (bool, error) {
 		case err == nil:
 			r.file.Devices = append(slices.Clone(r.file.Devices), dst)
 			slices.Sort(r.file.Devices)
-			r.sizes[dst] = true
+			r.sizes[dst], r.contents[dst] = true, true
 			return true, nil
 		case errors.Is(err, schema.ErrGone):
 			return false, errGone
@@ -634,44 +645,17 @@ func (r *round) drop(ctx context.Context, plan placement.Plan) (again bool, err 
 }
 
 // mayDrop reports whether the surplus copy on d may go, counting only those of
-// the others that can be read and have the file's length.
+// the others that can be read and are right. Their content is read if it comes to
+// that.
 func (r *round) mayDrop(ctx context.Context, d *cluster.Device) (bool, error) {
-	q := r.question()
-	q.On = slices.Clone(r.on)
-	for i, p := range q.On {
-		if p.Device.ID == d.ID {
-			continue
-		}
-		right, err := r.rightSize(ctx, p)
+	for _, right := range []judge{r.rightSize, r.rightContent} {
+		q, err := r.judged(ctx, d, right)
 		if err != nil {
 			return false, err
 		}
-		q.On[i].Readable = right
+		if may, _ := placement.MayDrop(r.policy, q, d.ID); !may {
+			return false, nil
+		}
 	}
-	may, _ := placement.MayDrop(r.policy, q, d.ID)
-	return may, nil
-}
-
-// rightSize reports whether a copy can be read and has the file's length. An
-// error is the end of ctx.
-func (r *round) rightSize(ctx context.Context, p placement.Placement) (bool, error) {
-	if !p.Readable {
-		return false, nil
-	}
-	right, looked := r.sizes[p.Device.ID]
-	if looked {
-		return right, nil
-	}
-	work.Alive(ctx)
-	size, err := r.w.o.Storage.Size(ctx, p.Device.ReadURL(r.file.FID, cluster.Viewer{}))
-	if ctx.Err() != nil {
-		return false, context.Cause(ctx)
-	}
-	right = err == nil && size == r.file.Length
-	if !right {
-		r.log.Warn().Err(err).Uint32("devid", uint32(p.Device.ID)).Int64("bytes", size).Int64("want", r.file.Length).
-			Msg("copy is not intact, surplus copies stay")
-	}
-	r.sizes[p.Device.ID] = right
-	return right, nil
+	return true, nil
 }

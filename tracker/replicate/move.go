@@ -142,7 +142,7 @@ func (r *round) runMove(ctx context.Context) (outcome, error) {
 			if gone {
 				return moved, nil
 			}
-			if slices.Equal(r.judged, r.file.Devices) {
+			if slices.Equal(r.judgedOn, r.file.Devices) {
 				return kept, nil
 			}
 		case verdict == placement.Copy && dst == nil:
@@ -191,25 +191,28 @@ func (r *round) nextTarget(from *cluster.Device, to []protocol.DevID) (d *cluste
 }
 
 // leave drops the copy on from if the policy is satisfied by others that can be
-// read and have the right size. Where it is not dropped because the locations
-// have changed they are read anew.
+// read and are right. Where a copy was made in its place the others are what they
+// were, and their lengths will do; where none was, the content of those that stay
+// is read, as of any copy that is dropped. Where it is not dropped because the
+// locations have changed they are read anew.
 func (r *round) leave(ctx context.Context, from *cluster.Device) (gone bool, err error) {
-	r.judged = slices.Clone(r.file.Devices)
-	intact := make(map[protocol.DevID]bool, len(r.on))
-	for _, p := range r.on {
-		if p.Device.ID == from.ID {
-			continue
-		}
-		if intact[p.Device.ID], err = r.rightSize(ctx, p); err != nil {
+	r.judgedOn = slices.Clone(r.file.Devices)
+	looks := []judge{r.rightSize, r.rightContent}
+	if r.copied > 0 {
+		looks = looks[:1]
+	}
+	for _, right := range looks {
+		q, err := r.judged(ctx, from, right)
+		if err != nil {
 			return false, err
 		}
-	}
-	if !placement.Satisfied(r.policy, r.question(), func(c placement.Placement) bool { return intact[c.Device.ID] }) {
-		return false, nil
+		if !placement.Satisfied(r.policy, q, func(c placement.Placement) bool { return c.Device.ID != from.ID && c.Readable }) {
+			return false, nil
+		}
 	}
 	err = r.w.o.Store.DropLocation(ctx, r.file.FID, from.ID, r.file.Devices)
 	if errors.Is(err, schema.ErrStale) {
-		r.judged = nil
+		r.judgedOn = nil
 		return false, r.reread(ctx)
 	}
 	if err != nil {

@@ -13,11 +13,14 @@
 //   - A copy is recorded only if the file is still there and its locations are
 //     those that the decision was made on.
 //   - A surplus copy is dropped only while as many others as the class wants can
-//     be read and have the right size; its row goes first, its bytes later.
+//     be read and are right, by their length and, as far as somebody can tell, by
+//     their content; its row goes first, its bytes later. Files of which a copy is
+//     found to be bad are queued for fsck.
 //
 // A move, which is a row of file_to_queue for rebalance, is one copy that is to
 // leave its device. The file is brought to its policy as if that copy were not
-// there, and then it is dropped if the policy is met by others that are intact.
+// there, and then it is dropped if the policy is met by others that are intact;
+// their content is read where none of them was copied just now.
 // No file is ever worse off for a move, nor gets a copy that would not let the
 // old one go. A move is tried once: who still wants it queues it again.
 //
@@ -65,7 +68,7 @@ type Store interface {
 	PendingDeletions(ctx context.Context, fids []protocol.FID) (map[protocol.FID][]protocol.DevID, error)
 	QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error
 	AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What, delay time.Duration) error
-	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error
+	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) error
 }
 
 // Storage is all that the worker asks of storage daemons; see
@@ -77,6 +80,7 @@ type Storage interface {
 	Encode(ctx context.Context, hostport string, o protocol.EncodeOrder, alive func()) (protocol.EncodeReport, error)
 	Rebuild(ctx context.Context, hostport string, o protocol.RebuildOrder, alive func()) ([]protocol.ShardResult, protocol.RebuildReport, error)
 	Place(ctx context.Context, hostport string, o protocol.PlaceOrder) ([]protocol.ShardResult, error)
+	Verify(ctx context.Context, url string, size int64, t protocol.HashType, reason string) (storage.Verified, error)
 }
 
 // Cluster is where the worker finds what is known of devices and classes.

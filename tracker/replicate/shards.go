@@ -428,7 +428,7 @@ func (r *round) noteBad(ctx context.Context, bad []int) error {
 }
 
 func (r *round) queueFsck(ctx context.Context) error {
-	if err := r.w.o.Store.QueueFsck(ctx, []protocol.FID{r.file.FID}, 0); err != nil {
+	if err := r.w.o.Store.QueueFsck(ctx, []protocol.FID{r.file.FID}, 0, schema.FsckContent); err != nil {
 		return fmt.Errorf("queue fid %d for fsck: %w", r.file.FID, err)
 	}
 	return nil

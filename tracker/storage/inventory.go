@@ -10,6 +10,10 @@ import (
 	"github.com/mogile/mogile/protocol"
 )
 
+// CapabilitySum is the word with which a storage daemon says that it keeps
+// length and CRC32C of what is written, and verifies files.
+const CapabilitySum = "sum"
+
 // Verified is what came of reading a file from its beginning to its end.
 type Verified struct {
 	protocol.Content

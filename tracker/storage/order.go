@@ -63,6 +63,22 @@ func (c *Client) order(ctx context.Context, hostport, verb string, args protocol
 	}
 }
 
+// orderCheckTime is how long a storage daemon has to say whether it takes orders.
+const orderCheckTime = 3 * time.Second
+
+// TakesOrders asks the storage daemon at hostport whether it takes orders of this
+// tracker: whether the keys and the clocks agree. Errors match [ErrNoOrders] or
+// [ErrUnreachable].
+func (c *Client) TakesOrders(ctx context.Context, hostport string) error {
+	ctx, cancel := context.WithTimeout(ctx, orderCheckTime)
+	defer cancel()
+	_, err := c.order(ctx, hostport, protocol.VerbNone, nil, orderCheckTime, orderCheckTime, nil)
+	if errors.Is(err, protocol.ErrUnknownVerb) {
+		return nil
+	}
+	return err
+}
+
 // sendOrder sends an order, and another like it where a kept connection turned
 // out to be closed: an order is taken once.
 func (c *Client) sendOrder(ctx context.Context, url, verb string, within, idle time.Duration, args protocol.Args) (*response, error) {

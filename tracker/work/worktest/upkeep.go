@@ -195,16 +195,6 @@ func (s *Store) Ranges(ctx context.Context, w schema.Sweep) (ranges, files int64
 	return ranges, files, nil
 }
 
-// ResetSweep is [schema.Sweeps.ResetSweep].
-func (s *Store) ResetSweep(ctx context.Context, w schema.Sweep) error {
-	if err := s.begin(ctx, "ResetSweep"); err != nil {
-		return err
-	}
-	defer s.mu.Unlock()
-	maps.DeleteFunc(s.ranges, func(k rangeKey, _ *schema.Range) bool { return k.sweep == w })
-	return nil
-}
-
 // FilesIn is [schema.Sweeps.FilesIn].
 func (s *Store) FilesIn(ctx context.Context, first, last protocol.FID, limit int) ([]schema.LocatedFile, error) {
 	if err := s.begin(ctx, "FilesIn"); err != nil {
@@ -269,13 +259,16 @@ func (s *Store) HighestFID(ctx context.Context) (inFile, issued protocol.FID, er
 }
 
 // QueueFsck is [schema.Sweeps.QueueFsck].
-func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration) error {
+func (s *Store) QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) error {
 	if err := s.begin(ctx, "QueueFsck"); err != nil {
 		return err
 	}
 	defer s.mu.Unlock()
 	for _, fid := range fids {
-		s.insert(Key{Queue: schema.QueueFsck, FID: fid}, Row{NextTry: min(now()+int64(delay/time.Second), schema.EndOfTime)})
+		k := Key{Queue: schema.QueueFsck, FID: fid}
+		if !s.insert(k, Row{NextTry: min(now()+int64(delay/time.Second), schema.EndOfTime), Arg: arg}) && arg != "" {
+			s.rows[k].Arg = arg
+		}
 	}
 	return nil
 }
@@ -490,6 +483,7 @@ func (s *Store) change(c schema.SettingsChange) error {
 	if !c.Holds(s.settings) {
 		return schema.ErrStale
 	}
+	maps.DeleteFunc(s.ranges, func(k rangeKey, _ *schema.Range) bool { return k.sweep == c.Forget })
 	for field, value := range c.Set {
 		s.set(field, value)
 	}

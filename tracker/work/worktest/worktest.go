@@ -31,7 +31,7 @@ type Key struct {
 type Row struct {
 	From      protocol.DevID // of QueueReplicate, and the source of QueueRebalance
 	What      schema.What    // of QueueCopyDelete; empty means schema.Raw
-	Arg       string         // of QueueRebalance
+	Arg       string         // of QueueRebalance and QueueFsck
 	NextTry   int64
 	FailCount int
 }
@@ -231,6 +231,8 @@ func (s *Store) Claim(ctx context.Context, q schema.Queue, limit int, lease time
 			job.What = cmp.Or(r.What, schema.Raw)
 		case schema.QueueRebalance:
 			job.DevID, job.From, job.Arg = r.From, 0, r.Arg
+		case schema.QueueFsck:
+			job.Arg = r.Arg
 		}
 		jobs = append(jobs, job)
 	}
@@ -663,10 +665,13 @@ type Disks struct {
 	// OnShard, where set, is called ahead of the writing of every shard; an error
 	// that it returns is the reason why it is not written.
 	OnShard func(ctx context.Context, dev protocol.DevID, fid protocol.FID) error
+	// OnVerify is as OnCopy, of files that are read to their end.
+	OnVerify func(ctx context.Context, dev protocol.DevID, fid protocol.FID) error
 
 	mu      sync.Mutex
 	shards  map[protocol.FIDOn]shard
 	content map[protocol.DevID]map[protocol.FID]string
+	noted   map[protocol.DevID]map[protocol.FID]string // what was written, where it has rotted since
 	trashed []string
 	copies  int
 	deletes int
@@ -674,7 +679,10 @@ type Disks struct {
 
 // NewDisks are empty.
 func NewDisks() *Disks {
-	return &Disks{content: make(map[protocol.DevID]map[protocol.FID]string), shards: make(map[protocol.FIDOn]shard)}
+	return &Disks{
+		content: make(map[protocol.DevID]map[protocol.FID]string), noted: make(map[protocol.DevID]map[protocol.FID]string),
+		shards: make(map[protocol.FIDOn]shard),
+	}
 }
 
 // Put writes a file.
