@@ -2,6 +2,10 @@ package schema
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/mogile/mogile/protocol"
 )
@@ -15,6 +19,89 @@ type Encoding struct {
 	Block   int              // bytes of the file that stand together in a shard
 	Epoch   int              // of Devices: higher after each change, 1 at first
 	Devices []protocol.DevID // K+M, in shard order
+}
+
+// Check says why e is no encoding.
+func (e Encoding) Check() error {
+	switch {
+	case e.FID == 0 || e.ID == 0:
+		return fmt.Errorf("encoding %d of fid %d: one of them is missing", e.ID, e.FID)
+	case e.K < 1 || e.K > protocol.MaxDataShards || e.M < 1 || e.M > protocol.MaxParityShards:
+		return fmt.Errorf("encoding of fid %d: there cannot be %d+%d shards", e.FID, e.K, e.M)
+	case e.Block < 1 || e.Block > protocol.MaxShardBlock || e.Epoch < 1 || e.Epoch > protocol.MaxEpoch:
+		return fmt.Errorf("encoding of fid %d: block size %d or epoch %d is out of range", e.FID, e.Block, e.Epoch)
+	}
+	distinct := slices.Clone(e.Devices)
+	slices.Sort(distinct)
+	if distinct = slices.Compact(distinct); len(distinct) != e.K+e.M || len(e.Devices) != e.K+e.M || distinct[0] == 0 {
+		return fmt.Errorf("encoding of fid %d: %d+%d shards cannot be on devices %v", e.FID, e.K, e.M, e.Devices)
+	}
+	return nil
+}
+
+// Place is e with shards, by their index, on other devices, as of epoch. What does
+// not fit e is an error matching [ErrStale].
+func (e Encoding) Place(placed map[int]protocol.DevID, epoch int) (Encoding, error) {
+	if epoch <= e.Epoch {
+		return e, fmt.Errorf("shards of fid %d as of %d, recorded is %d: %w", e.FID, epoch, e.Epoch, ErrStale)
+	}
+	e.Epoch, e.Devices = epoch, slices.Clone(e.Devices)
+	for i, dev := range placed {
+		if i < 0 || i >= len(e.Devices) {
+			return e, fmt.Errorf("shard %d of fid %d: there are %d: %w", i, e.FID, len(e.Devices), ErrStale)
+		}
+		e.Devices[i] = dev
+	}
+	if err := e.Check(); err != nil {
+		return e, fmt.Errorf("%w: %w", err, ErrStale)
+	}
+	return e, nil
+}
+
+// Locations are those of a file that is on devs, once its encoding is e instead of
+// was: the devices placed have come, and those that have no shard any more are
+// left.
+func (e Encoding) Locations(was Encoding, placed map[int]protocol.DevID, devs []protocol.DevID) (now, left []protocol.DevID) {
+	for _, dev := range devs {
+		if slices.Contains(was.Devices, dev) && !slices.Contains(e.Devices, dev) {
+			left = append(left, dev)
+		} else {
+			now = append(now, dev)
+		}
+	}
+	for _, dev := range placed {
+		if !slices.Contains(now, dev) {
+			now = append(now, dev)
+		}
+	}
+	slices.Sort(now)
+	return now, left
+}
+
+// DeviceText is e.Devices as the column devids has them.
+func (e Encoding) DeviceText() string {
+	words := make([]string, len(e.Devices))
+	for i, dev := range e.Devices {
+		words[i] = dev.String()
+	}
+	return strings.Join(words, ",")
+}
+
+// ParseShardDevices reads what [Encoding.DeviceText] writes.
+func ParseShardDevices(text string) ([]protocol.DevID, error) {
+	words := strings.Split(text, ",")
+	if len(words) > protocol.MaxShards {
+		return nil, fmt.Errorf("devices of %d shards: there are %d at most", len(words), protocol.MaxShards)
+	}
+	devs := make([]protocol.DevID, len(words))
+	for i, word := range words {
+		n, err := strconv.ParseUint(word, 10, 32)
+		if err != nil || n == 0 || n > protocol.MaxDevID {
+			return nil, fmt.Errorf("devices of shards %.100q: %.20q is no device", text, word)
+		}
+		devs[i] = protocol.DevID(n)
+	}
+	return devs, nil
 }
 
 // Shard is a shard of a file, FID.ec.
@@ -47,4 +134,17 @@ type Encodings interface {
 	// (else ErrGone), the encoding is the row's, and the locations are exactly seen
 	// (else ErrStale).
 	RecordDecoding(ctx context.Context, fid protocol.FID, encoding uint64, devs, seen []protocol.DevID) error
+	// ClassUsage adds up the files of each class that has any, by domain and class.
+	// It reads all rows of file, in one pass without sorting them; nobody waits for
+	// it. (PostgreSQL 15 on two cores takes some 0.25 s for a million.)
+	ClassUsage(ctx context.Context) ([]ClassUsage, error)
+}
+
+// ClassUsage is what the files of a class occupy.
+type ClassUsage struct {
+	DMID    DMID
+	ClassID ClassID
+	Files   int64
+	Bytes   int64 // as clients stored them
+	Stored  int64 // on devices, all copies and shards that devcount counts together
 }

@@ -196,10 +196,10 @@ func TestMigrateMogileFS(t *testing.T) {
 	if _, err := Open(ctx, o); err == nil || !strings.Contains(err.Error(), "mogile migrate") {
 		t.Errorf("open before the migration: %v; want advice to migrate", err)
 	}
-	if done := migrate(t, o, schema.MigrateOptions{DryRun: true}); done.Version != schema.VersionOpen || len(done.Steps) != 6 {
+	if done := migrate(t, o, schema.MigrateOptions{DryRun: true}); done.Version != schema.VersionOpen || len(done.Steps) != 7 {
 		t.Errorf("dry run: %+v", done)
 	}
-	if done := migrate(t, o, schema.MigrateOptions{}); done.Version != schema.VersionOpen || len(done.Steps) != 6 {
+	if done := migrate(t, o, schema.MigrateOptions{}); done.Version != schema.VersionOpen || len(done.Steps) != 7 {
 		t.Errorf("migration: %+v", done)
 	}
 	s := open(t, o)
