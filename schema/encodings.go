@@ -134,6 +134,14 @@ type Encodings interface {
 	// (else ErrGone), the encoding is the row's, and the locations are exactly seen
 	// (else ErrStale).
 	RecordDecoding(ctx context.Context, fid protocol.FID, encoding uint64, devs, seen []protocol.DevID) error
+}
+
+// Usages are what the files of classes occupy.
+type Usages interface {
+}
+
+// Accounts are what files occupy.
+type Accounts interface {
 	// ClassUsage adds up the files of each class that has any, by domain and class.
 	// It reads all rows of file, in one pass without sorting them; nobody waits for
 	// it. (PostgreSQL 15 on two cores takes some 0.25 s for a million.)

@@ -14,6 +14,7 @@ type Store interface {
 	Files
 	Locations
 	Encodings
+	Usages
 	Queues
 	Uploads
 	Topology

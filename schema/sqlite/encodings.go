@@ -218,7 +218,7 @@ const classUsage = `SELECT f.dmid, f.classid, count(*), sum(f.length), sum(CASE 
 			+ CASE WHEN f.length % (e.k * e.block) > 0 THEN (f.length % (e.k * e.block) + e.k - 1) / e.k + 4 ELSE 0 END) END)
 	FROM file f LEFT JOIN ec e ON e.fid = f.fid GROUP BY f.dmid, f.classid ORDER BY f.dmid, f.classid`
 
-// ClassUsage adds up the files of each class; see [schema.Encodings].
+// ClassUsage adds up the files of each class; see [schema.Accounts].
 func (s *Store) ClassUsage(ctx context.Context) (usage []schema.ClassUsage, err error) {
 	defer wrap(&err, "add up the files of classes")
 	err = s.read(ctx, classUsage, nil, func(rows *sql.Rows) error {
