@@ -36,6 +36,9 @@ type Mode struct {
 	Checksum string
 	// Content has the content of every copy read: scrub.
 	Content bool
+	// Blocks has every block of shards read: that one is bad may be why somebody
+	// has the file checked.
+	Blocks bool
 }
 
 // off is fsck_checksum's word for no checksums.

@@ -826,6 +826,7 @@ func (w *Worker) recheckRows(ctx context.Context, leases []*work.Lease) error {
 	}
 	m := modeOf(schema.SweepFsck, settings)
 	m.Content = StateOf(schema.SweepScrub, settings).Running() // it may be scrub that could not check it
+	m.Blocks = true                                            // it may be a read that found a bad one
 	fids := make([]protocol.FID, len(leases))
 	for i, l := range leases {
 		fids[i] = l.Job().FID

@@ -173,5 +173,5 @@ func (m Mode) contentDigest(s subject) protocol.HashType {
 
 // readsShards reports whether the blocks of a file's shards are to be read.
 func (m Mode) readsShards(s subject) bool {
-	return s.encoding != nil && !m.PolicyOnly && m.digest(s.class, s.row) != protocol.HashNone
+	return s.encoding != nil && !m.PolicyOnly && (m.Blocks || m.digest(s.class, s.row) != protocol.HashNone)
 }
