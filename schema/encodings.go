@@ -136,10 +136,6 @@ type Encodings interface {
 	RecordDecoding(ctx context.Context, fid protocol.FID, encoding uint64, devs, seen []protocol.DevID) error
 }
 
-// Usages are what the files of classes occupy.
-type Usages interface {
-}
-
 // Accounts are what files occupy.
 type Accounts interface {
 	// ClassUsage adds up the files of each class that has any, by domain and class.

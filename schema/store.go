@@ -14,7 +14,7 @@ type Store interface {
 	Files
 	Locations
 	Encodings
-	Usages
+	Accounts
 	Queues
 	Uploads
 	Topology
