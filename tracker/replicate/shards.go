@@ -59,15 +59,12 @@ func (r *round) lookAtShards() {
 	if r.encoding == nil {
 		return
 	}
-	e := &placement.Encoded{K: r.encoding.K, M: r.encoding.M, Block: r.encoding.Block}
-	for i, dev := range r.encoding.Devices {
-		if d := r.snap.Device(dev); d != nil && !d.Dead() && slices.Contains(r.file.Devices, dev) {
-			e.Shards = append(e.Shards, placement.ShardPlacement{
-				Index: i, Device: d, Readable: d.Readable() && !slices.Contains(r.badShards, i),
-			})
+	r.encoded = placement.EncodedAs(*r.encoding, r.file.Devices, r.snap)
+	for i, s := range r.encoded.Shards {
+		if slices.Contains(r.badShards, s.Index) {
+			r.encoded.Shards[i].Readable = false
 		}
 	}
-	r.encoded = e
 }
 
 // code does what a plan says about shards. It returns an outcome where there is
