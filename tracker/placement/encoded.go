@@ -35,18 +35,6 @@ func EncodedAs(e schema.Encoding, recorded []protocol.DevID, snap *cluster.Snaps
 	return encoded
 }
 
-// ShardsOf is an encoding as it is now, of a file that is on devs: without shards
-// that are not there, or on devices that are dead or not known.
-func ShardsOf(snap *cluster.Snapshot, e schema.Encoding, devs []protocol.DevID) *Encoded {
-	now := &Encoded{K: e.K, M: e.M, Block: e.Block}
-	for i, dev := range e.Devices {
-		if d := snap.Device(dev); d != nil && !d.Dead() && slices.Contains(devs, dev) {
-			now.Shards = append(now.Shards, ShardPlacement{Index: i, Device: d, Readable: d.Readable()})
-		}
-	}
-	return now
-}
-
 // Spare is how many more shards can be lost until the file is. It is below 0
 // where the file cannot be read even with all shards that count.
 func (e *Encoded) Spare() int { return e.count(func(ShardPlacement) bool { return true }) - e.K }
