@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -14,25 +15,46 @@ import (
 
 const encodingColumns = `fid, k, m, block, encoding, epoch, devids`
 
-// scanEncoding reads encodingColumns.
-func scanEncoding(row pgx.Row) (schema.Encoding, error) {
-	var e schema.Encoding
-	var fid, id int64
-	var devids string
-	if err := row.Scan(&fid, &e.K, &e.M, &e.Block, &id, &e.Epoch, &devids); err != nil {
-		return e, err
+// encodingRow receives encodingColumns.
+type encodingRow struct {
+	schema.Encoding
+	fid, id int64
+	devids  string
+}
+
+func (r *encodingRow) fields() []any {
+	return []any{&r.fid, &r.K, &r.M, &r.Block, &r.id, &r.Epoch, &r.devids}
+}
+
+func (r *encodingRow) encoding() (schema.Encoding, error) {
+	e := r.Encoding
+	e.FID, e.ID = protocol.FID(r.fid), uint64(r.id)
+	var err error
+	if e.Devices, err = schema.ParseShardDevices(r.devids); err != nil {
+		return e, fmt.Errorf("encoding of fid %d: %w", r.fid, err)
 	}
-	e.FID, e.ID = protocol.FID(fid), uint64(id)
-	devs, err := schema.ParseShardDevices(devids)
-	if err != nil {
-		return e, fmt.Errorf("encoding of fid %d: %w", fid, err)
-	}
-	e.Devices = devs
 	return e, nil
 }
 
+func scanEncodings(rows pgx.Rows, found func(at int, e schema.Encoding)) error {
+	var at int
+	var r encodingRow
+	_, err := pgx.ForEachRow(rows, append([]any{&at}, r.fields()...), func() error {
+		e, err := r.encoding()
+		if err == nil {
+			found(at, e)
+		}
+		return err
+	})
+	return err
+}
+
 const (
-	encodingsOf = `SELECT ` + encodingColumns + ` FROM ec WHERE fid = ANY ($1::int8[])`
+	// encodingsOf are encodings and the callers that asked for them.
+	encodingsOf = `SELECT q.at, e.fid, e.k, e.m, e.block, e.encoding, e.epoch, e.devids
+		FROM unnest($1::int8[], $2::int8[]) q (fid, at) JOIN ec e ON e.fid = q.fid`
+
+	readEncoding = `SELECT ` + encodingColumns + ` FROM ec WHERE fid = $1`
 
 	// whereIs is where a fid is; its file row is locked before.
 	lockFile = `SELECT fid FROM file WHERE fid = $1 FOR UPDATE`
@@ -58,23 +80,12 @@ const (
 // EncodingsOf reads how files are kept in shards.
 func (s *Store) EncodingsOf(ctx context.Context, fids []protocol.FID) (map[protocol.FID]schema.Encoding, error) {
 	found := make(map[protocol.FID]schema.Encoding)
-	if len(fids) == 0 {
-		return found, nil
-	}
 	err := s.do(ctx, "read encodings", func(ctx context.Context) error {
-		rows, err := s.pool.Query(ctx, encodingsOf, fidArray(fids))
-		if err != nil {
-			return err
-		}
-		defer rows.Close()
-		for rows.Next() {
-			e, err := scanEncoding(rows)
-			if err != nil {
-				return err
-			}
+		encodings, err := s.encodings.read(ctx, fids)
+		for _, e := range encodings {
 			found[e.FID] = e
 		}
-		return rows.Err()
+		return err
 	})
 	return found, err
 }
@@ -143,11 +154,15 @@ func (c coding) changed(seen []protocol.DevID) (refusal, err error) {
 // encoding is the fid's encoding, if it is that one; else the error is
 // [schema.ErrStale].
 func (c coding) encoding(id uint64) (schema.Encoding, error) {
-	e, err := scanEncoding(c.QueryRow(c.ctx, `SELECT `+encodingColumns+` FROM ec WHERE fid = $1`, c.fid))
-	if errors.Is(err, pgx.ErrNoRows) || err == nil && e.ID != id {
-		return e, schema.ErrStale
+	var r encodingRow
+	err := c.QueryRow(c.ctx, readEncoding, c.fid).Scan(r.fields()...)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && uint64(r.id) != id {
+		return schema.Encoding{}, schema.ErrStale
 	}
-	return e, err
+	if err != nil {
+		return schema.Encoding{}, err
+	}
+	return r.encoding()
 }
 
 // finish runs the statements that b has, and has the fid on devs alone.
@@ -239,18 +254,32 @@ const usageTimeout = 2 * time.Minute
 
 // ClassUsage adds up the files of each class.
 func (s *Store) ClassUsage(ctx context.Context) ([]schema.ClassUsage, error) {
+	if s.life.Err() != nil {
+		return nil, fmt.Errorf("add up the files of classes: %w", errClosed)
+	}
 	ctx, cancel := context.WithTimeoutCause(ctx, usageTimeout, errCallTimeout)
 	defer cancel()
 	var usage []schema.ClassUsage
-	rows, err := s.pool.Query(ctx, classUsage)
-	if err == nil {
+	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		if _, err := tx.Exec(ctx, readAll, strconv.FormatInt(usageTimeout.Milliseconds(), 10)); err != nil {
+			return err
+		}
+		rows, err := tx.Query(ctx, classUsage)
+		if err != nil {
+			return err
+		}
 		usage, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (u schema.ClassUsage, err error) {
 			err = row.Scan(&u.DMID, &u.ClassID, &u.Files, &u.Bytes, &u.Stored)
 			return u, err
 		})
-	}
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("add up the files of classes: %w", s.classify(ctx, err))
 	}
 	return usage, nil
 }
+
+// readAll permits, until the transaction ends, what [afterConnect] forbids:
+// plans for all rows of a table.
+const readAll = `SELECT set_config('statement_timeout', $1, true), set_config('enable_seqscan', 'on', true), set_config('enable_hashjoin', 'on', true)`
