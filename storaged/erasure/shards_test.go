@@ -525,11 +525,12 @@ func TestBreaksOff(t *testing.T) {
 func TestMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := erasure.New(erasure.Options{Memory: 4 << 20, Patience: time.Second})
-		f := encodeRandom(t, c, rand.New(rand.NewPCG(1, 1)), 4, 2, 64<<10, 3<<20).clone()
+		whole := encodeRandom(t, c, rand.New(rand.NewPCG(1, 1)), 4, 2, 64<<10, 3<<20)
+		f := whole.clone()
 		var held []*erasure.Stream
 		hold := func(n int) error {
 			for range n {
-				s, err := c.Open(t.Context(), erasure.Read{Header: f.header, Places: f.disks}, 0, f.header.Length)
+				s, err := c.Open(t.Context(), erasure.Read{Header: f.header, Places: whole.disks}, 0, f.header.Length)
 				if err != nil {
 					return err
 				}
