@@ -78,6 +78,16 @@ func (e Encoding) Locations(was Encoding, placed map[int]protocol.DevID, devs []
 	return now, left
 }
 
+// CheckCopies says why a file that was kept in shards cannot be in copies on devs.
+func CheckCopies(fid protocol.FID, devs []protocol.DevID) error {
+	distinct := slices.Clone(devs)
+	slices.Sort(distinct)
+	if len(devs) == 0 || len(slices.Compact(distinct)) != len(devs) {
+		return fmt.Errorf("fid %d cannot have copies on devices %v", fid, devs)
+	}
+	return nil
+}
+
 // DeviceText is e.Devices as the column devids has them.
 func (e Encoding) DeviceText() string {
 	words := make([]string, len(e.Devices))
@@ -117,20 +127,21 @@ type Encodings interface {
 	// exactly seen, in any order (else ErrStale): they become e.Devices, e is
 	// written, each copy of seen enters copy_to_delete as [Raw], due after
 	// [DeletionDelay] (also where its device has a shard now), and the entries of
-	// the shards go. devcount is counted anew as for AddLocation. After a refusal the
+	// the shards, and of [Bad] bytes on their devices, go. devcount is counted anew as for AddLocation. After a refusal the
 	// entries of the shards are due.
 	RecordEncoding(ctx context.Context, e Encoding, seen []protocol.DevID) error
 	// PlaceShards records that shards are on other devices, placed by their index, as
 	// of epoch, which must be above the row's, and returns the new encoding. Devices
 	// with a shard become locations, those without one any more are taken out and
-	// enter copy_to_delete as [Shard]; entries of the shards placed go. It is
+	// enter copy_to_delete as [Shard]; entries of the shards placed, and of [Bad]
+	// bytes on their devices, go. It is
 	// applied only if the file row exists (else ErrGone), the encoding is the row's,
 	// no device would have two shards, and the locations are exactly seen (else
 	// ErrStale).
 	PlaceShards(ctx context.Context, fid protocol.FID, encoding uint64, epoch int, placed map[int]protocol.DevID, seen []protocol.DevID) (Encoding, error)
 	// RecordDecoding has copies on devs take the place of shards, in one
-	// transaction: they become the fid's locations, the row goes, and all shards
-	// enter copy_to_delete as [Shard]. It is applied only if the file row exists
+	// transaction: they become the fid's locations, of which there must be one at
+	// least, the row goes, and all shards enter copy_to_delete as [Shard]. It is applied only if the file row exists
 	// (else ErrGone), the encoding is the row's, and the locations are exactly seen
 	// (else ErrStale).
 	RecordDecoding(ctx context.Context, fid protocol.FID, encoding uint64, devs, seen []protocol.DevID) error

@@ -186,7 +186,7 @@ func (s *Store) RecordEncoding(ctx context.Context, e schema.Encoding, seen []pr
 			return refusal
 		}
 		b := new(pgx.Batch)
-		b.Queue(keepOnDevices, c.fid, devArray(e.Devices), []string{string(schema.Shard)})
+		b.Queue(keepOnDevices, c.fid, devArray(e.Devices), []string{string(schema.Shard), string(schema.Bad)})
 		b.Queue(dropLater, s.offset(), c.fid, devArray(seen), string(schema.Raw))
 		b.Queue(insertEncoding, c.fid, e.K, e.M, e.Block, int64(e.ID), e.Epoch, e.DeviceText())
 		return c.finish(b, e.Devices)
@@ -213,7 +213,7 @@ func (s *Store) PlaceShards(ctx context.Context, fid protocol.FID, encoding uint
 			come = append(come, dev)
 		}
 		b := new(pgx.Batch)
-		b.Queue(keepOnDevices, c.fid, devArray(come), []string{string(schema.Shard)})
+		b.Queue(keepOnDevices, c.fid, devArray(come), []string{string(schema.Shard), string(schema.Bad)})
 		b.Queue(dropLater, s.offset(), c.fid, devArray(left), string(schema.Shard))
 		b.Queue(updateEncoding, c.fid, e.Epoch, e.DeviceText())
 		return c.finish(b, devs)
@@ -226,6 +226,9 @@ func (s *Store) PlaceShards(ctx context.Context, fid protocol.FID, encoding uint
 
 // RecordDecoding has copies take the place of shards.
 func (s *Store) RecordDecoding(ctx context.Context, fid protocol.FID, encoding uint64, devs, seen []protocol.DevID) error {
+	if err := schema.CheckCopies(fid, devs); err != nil {
+		return err
+	}
 	return s.recode(ctx, "record the decoding", fid, seen, func(c coding, refusal error) error {
 		if refusal != nil {
 			return refusal

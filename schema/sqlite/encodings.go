@@ -87,9 +87,9 @@ func (t *tx) relocate(fid protocol.FID, devs []protocol.DevID) error {
 	return t.countDevices(fid)
 }
 
-// keepShard removes a shard's entry from copy_to_delete.
+// keepShard removes a shard's entry from copy_to_delete, and that of bad bytes.
 func (t *tx) keepShard(fid protocol.FID, dev protocol.DevID) error {
-	_, err := t.exec("DELETE FROM copy_to_delete WHERE fid = ? AND devid = ? AND what = ?", int64(fid), dev, schema.Shard)
+	_, err := t.exec("DELETE FROM copy_to_delete WHERE fid = ? AND devid = ? AND what IN ('ec', 'bad')", int64(fid), dev)
 	return err
 }
 
@@ -188,6 +188,9 @@ func (s *Store) PlaceShards(ctx context.Context, fid protocol.FID, encoding uint
 // RecordDecoding has copies take the place of shards; see [schema.Encodings].
 func (s *Store) RecordDecoding(ctx context.Context, fid protocol.FID, encoding uint64, devs, seen []protocol.DevID) (err error) {
 	defer wrap(&err, "record the decoding of fid %d", fid)
+	if err := schema.CheckCopies(fid, devs); err != nil {
+		return err
+	}
 	return change(ctx, s, func(t *tx) error {
 		if err := t.unchanged(fid, seen); err != nil {
 			return err

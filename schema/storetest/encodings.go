@@ -204,6 +204,14 @@ func checkPlaceShards(e *env) {
 	_, err = e.PlaceShards(e.ctx, fid, enc.ID, 8, map[int]protocol.DevID{2: 1}, devs(3, 5, 6))
 	e.must(err)
 	e.located(fid, devs(1, 3, 5), devs(6))
+
+	// A bad one is made anew where it was.
+	e.must(e.DropBadLocation(e.ctx, fid, 3, devs(1, 3, 5)))
+	e.same("entries", e.leaving(fid)[3], []schema.What{schema.Bad})
+	_, err = e.PlaceShards(e.ctx, fid, enc.ID, 9, map[int]protocol.DevID{1: 3}, devs(1, 5))
+	e.must(err)
+	e.located(fid, devs(1, 3, 5), devs(6))
+	e.devcount(fid, 3)
 }
 
 func checkPlaceRefused(e *env) {
@@ -236,6 +244,12 @@ func checkRecordDecoding(e *env) {
 	e.must(e.RecordEncoding(e.ctx, enc, devs(1)))
 	e.want(e.RecordDecoding(e.ctx, fid, enc.ID+1, devs(3, 5), devs(1, 3, 4)), schema.ErrStale)
 	e.want(e.RecordDecoding(e.ctx, fid, enc.ID, devs(3, 5), devs(1, 3)), schema.ErrStale)
+	for _, on := range [][]protocol.DevID{nil, devs(3, 3)} {
+		if err := e.RecordDecoding(e.ctx, fid, enc.ID, on, devs(1, 3, 4)); err == nil {
+			e.Fatalf("copies on %v were recorded", on)
+		}
+	}
+	e.encoded(fid, &enc)
 	e.must(e.AnnounceCopy(e.ctx, fid, 3, schema.Raw, time.Minute))
 	e.must(e.AnnounceCopy(e.ctx, fid, 5, schema.Raw, time.Minute))
 	e.must(e.RecordDecoding(e.ctx, fid, enc.ID, devs(5, 3), devs(1, 3, 4)))
