@@ -179,8 +179,8 @@ type Moves interface {
 	// ascending, or where newest is set with fids below after (0: all),
 	// descending.
 	FilesOn(ctx context.Context, dev protocol.DevID, after protocol.FID, newest bool, limit int) ([]LocatedFile, error)
-	// BytesOn sums up the lengths of the files recorded on each of devs. It reads
-	// all of their rows.
+	// BytesOn sums up the lengths of the files recorded on each of devs, and of those
+	// that are kept in shards a k-th part. It reads all of their rows.
 	BytesOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error)
 	// QueueMoves enters moves in file_to_queue, due at once, and makes a change
 	// of settings, in one transaction. Fids that are queued already keep their row.

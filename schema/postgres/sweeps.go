@@ -540,10 +540,11 @@ func (s *Store) CountOn(ctx context.Context, devs []protocol.DevID) (map[protoco
 	return s.countByDevice(ctx, "count the files of devices", `SELECT count(*) FROM file_on WHERE devid = d`, devs)
 }
 
-// BytesOn sums up the lengths of the files on devices.
+// BytesOn sums up what the files on devices occupy there.
 func (s *Store) BytesOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error) {
 	return s.countByDevice(ctx, "add up the files of devices",
-		`SELECT coalesce(sum(f.length), 0)::int8 FROM file_on o JOIN file f USING (fid) WHERE o.devid = d`, devs)
+		`SELECT coalesce(sum(CASE WHEN e.k IS NULL THEN f.length ELSE (f.length + e.k - 1) / e.k END), 0)::int8
+			FROM file_on o JOIN file f USING (fid) LEFT JOIN ec e USING (fid) WHERE o.devid = d`, devs)
 }
 
 // UploadsOn counts the uploads that were offered devices.

@@ -418,11 +418,12 @@ func (s *Store) CountOn(ctx context.Context, devs []protocol.DevID) (_ map[proto
 	return counts, err
 }
 
-// BytesOn sums up the lengths of the files on devices; see [schema.Moves].
+// BytesOn sums up what the files on devices occupy there; see [schema.Moves].
 func (s *Store) BytesOn(ctx context.Context, devs []protocol.DevID) (_ map[protocol.DevID]int64, err error) {
 	defer wrap(&err, "add up the files of %d devices", len(devs))
 	sums := make(map[protocol.DevID]int64, len(devs))
-	const query = "SELECT value, (SELECT coalesce(sum(f.length), 0) FROM file_on o JOIN file f ON f.fid = o.fid WHERE o.devid = value) FROM json_each(?)"
+	const query = `SELECT value, (SELECT coalesce(sum(CASE WHEN e.k IS NULL THEN f.length ELSE (f.length + e.k - 1) / e.k END), 0)
+		FROM file_on o JOIN file f ON f.fid = o.fid LEFT JOIN ec e ON e.fid = o.fid WHERE o.devid = value) FROM json_each(?)`
 	err = s.read(ctx, query, []any{jsonList(devs)}, func(rows *sql.Rows) error {
 		var dev protocol.DevID
 		var n int64

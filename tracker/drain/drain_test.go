@@ -519,8 +519,12 @@ func TestShardsLeave(t *testing.T) {
 		"with a host away": {setup: func(r *rig) {
 			r.cluster.Change(3, func(_ *cluster.Device, h *cluster.Host) { h.Observed = cluster.HostUnreachable })
 		}, want: drain.Waiting},
-		"nowhere":   {setup: func(r *rig) { r.status(6, schema.DeviceDown) }, want: drain.NoDevice},
-		"unmakable": {setup: func(r *rig) { r.status(2, schema.DeviceDown); r.status(3, schema.DeviceDown); r.status(4, schema.DeviceDown) }, want: drain.NoCopy},
+		"nowhere": {setup: func(r *rig) { r.status(6, schema.DeviceDown) }, want: drain.NoDevice},
+		"unmakable": {setup: func(r *rig) {
+			r.status(2, schema.DeviceDown)
+			r.status(3, schema.DeviceDown)
+			r.status(4, schema.DeviceDown)
+		}, want: drain.NoCopy},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

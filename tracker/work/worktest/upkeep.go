@@ -417,9 +417,9 @@ func (s *Store) BytesOn(ctx context.Context, devs []protocol.DevID) (map[protoco
 	for _, dev := range devs {
 		sums[dev] = 0
 		for _, fid := range s.on(dev) {
-			if f, ok := s.files[fid]; ok {
-				sums[dev] += f.Length
-			}
+			f := s.files[fid] // of length 0 where it is gone
+			k := int64(max(1, s.encodings[fid].K))
+			sums[dev] += (f.Length + k - 1) / k
 		}
 	}
 	return sums, nil
