@@ -79,7 +79,7 @@ func whyShard(p placement.Policy, q placement.Question, from *cluster.Device, br
 	if n := now.Readable(); n < now.K {
 		return NoCopy, fmt.Sprintf("%d of its shards can be read now, and %d are needed", n, now.K)
 	}
-	return NoDevice, fmt.Sprintf("no other device takes a shard without one host having more than %d, which can be helped", now.M)
+	return NoDevice, fmt.Sprintf("no other device may have its shard: each has one, takes none, or is on a host that has %d", now.M)
 }
 
 // judge says why files are still on devices, by one snapshot.
