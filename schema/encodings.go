@@ -114,6 +114,14 @@ func ParseShardDevices(text string) ([]protocol.DevID, error) {
 	return devs, nil
 }
 
+// Urgencies is how many values nexttry has, from 0, for files in shards of which
+// some are lost: before all that is due by the clock, the fewer losses it survives
+// the earlier.
+const Urgencies = 10
+
+// Urgency is the nexttry of a file that survives the loss of spare more shards.
+func Urgency(spare int64) int64 { return min(max(spare, 0), Urgencies-1) }
+
 // Shard is a shard of a file, FID.ec.
 const Shard What = "ec"
 

@@ -156,7 +156,8 @@ type Reaper interface {
 	// Reap takes up to limit files off dev, lowest fids first, in one
 	// transaction: each that has a file row is queued for replication, due after
 	// a second (rows that are queued already stay, but lose their lease, whose
-	// worker may not know yet that the device is dead), its location goes from
+	// worker may not know yet that the device is dead), one that is kept in shards
+	// by its [Urgency] instead, its location goes from
 	// file_on, and its devcount is counted anew unless skip_devcount is on. It
 	// returns how many locations went; 0 means that the device is empty. A
 	// device that is not dead, by the database, is left alone, with ErrStale.

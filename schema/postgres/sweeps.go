@@ -500,8 +500,10 @@ const (
 	lockFiles = `SELECT fid FROM file WHERE fid = ANY ($1::int8[]) ORDER BY fid FOR UPDATE`
 
 	reap = `WITH gone AS (DELETE FROM file_on WHERE devid = $2::int8 AND fid = ANY ($3::int8[]) RETURNING fid),
-		queued AS (INSERT INTO file_to_replicate AS q (fid, nexttry) SELECT g.fid, ` + now + ` + 1 FROM gone g JOIN file f ON f.fid = g.fid ORDER BY g.fid
-			ON CONFLICT (fid) DO UPDATE SET nexttry = q.nexttry - 1 WHERE q.nexttry NOT IN (0, 2147483647)),
+		queued AS (INSERT INTO file_to_replicate AS q (fid, nexttry) SELECT g.fid,
+			CASE WHEN e.k IS NULL THEN ` + now + ` + 1 ELSE least(greatest((SELECT count(*) FROM file_on o WHERE o.fid = g.fid AND o.devid <> $2) - e.k, 0), 9) END
+			FROM gone g JOIN file f ON f.fid = g.fid LEFT JOIN ec e ON e.fid = g.fid ORDER BY g.fid
+			ON CONFLICT (fid) DO UPDATE SET nexttry = CASE WHEN excluded.nexttry < 10 THEN least(q.nexttry - 1, excluded.nexttry) ELSE q.nexttry - 1 END WHERE q.nexttry NOT IN (0, 2147483647)),
 		counted AS (UPDATE file f SET devcount = (SELECT count(*) FROM file_on o WHERE o.fid = f.fid AND o.devid <> $2)
 			FROM gone WHERE f.fid = gone.fid AND ` + countDevices + `)
 		SELECT count(*) FROM gone`

@@ -377,7 +377,15 @@ func (s *Store) Reap(ctx context.Context, dev protocol.DevID, limit int) (_ int,
 			} else if !there {
 				continue
 			}
-			if err := t.queueReaped(fid, s.now()+1); err != nil {
+			at := s.now() + 1
+			var spare int64
+			const shards = "SELECT (SELECT count(*) FROM file_on WHERE fid = e.fid) - e.k FROM ec e WHERE e.fid = ?"
+			if coded, err := t.row(shards, []any{int64(fid)}, &spare); err != nil {
+				return 0, err
+			} else if coded {
+				at = schema.Urgency(spare)
+			}
+			if err := t.queueReaped(fid, at); err != nil {
 				return 0, err
 			}
 		}
@@ -399,7 +407,11 @@ func (t *tx) queueReaped(fid protocol.FID, at int64) error {
 	if old == 0 || old >= schema.EndOfTime {
 		return nil
 	}
-	_, err := t.exec("UPDATE file_to_replicate SET nexttry = ? WHERE fid = ?", t.unlike(k, old-1, -1), int64(fid))
+	sooner := old - 1
+	if at < schema.Urgencies {
+		sooner = min(sooner, at)
+	}
+	_, err := t.exec("UPDATE file_to_replicate SET nexttry = ? WHERE fid = ?", t.unlike(k, sooner, -1), int64(fid))
 	return err
 }
 

@@ -1,6 +1,8 @@
 package storetest
 
 import (
+	"errors"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -14,9 +16,11 @@ var encodingCases = []testCase{
 	{"RecordEncoding/race", checkEncodingRace},
 	{"PlaceShards", checkPlaceShards},
 	{"PlaceShards/refusals", checkPlaceRefused},
+	{"PlaceShards/race", checkPlaceRace},
 	{"RecordDecoding", checkRecordDecoding},
 	{"FinishDeletion/shards", checkShardsForgotten},
 	{"ClassUsage", checkClassUsage},
+	{"Reap/urgency", checkReapUrgency},
 }
 
 // coded is an encoding of fid in 2+1 shards.
@@ -214,6 +218,59 @@ func checkPlaceShards(e *env) {
 	e.devcount(fid, 3)
 }
 
+// checkPlaceRace: of those who move one shard at once, while another is found to
+// be missing and the file is deleted, one at most succeeds, and no shard is left
+// that nobody knows of.
+func checkPlaceRace(e *env) {
+	stores := []schema.Store{e.Store, e.db.Open(e)}
+	for round := range scale(e, 20) {
+		fid := e.putOn("k", 1)
+		enc := coded(fid, 3, 1, 4)
+		e.must(e.RecordEncoding(e.ctx, enc, devs(1)))
+		e.announce(fid, 10, 11, 12, 13)
+		var won atomic.Uint32
+		parallel(6, func(i int) {
+			s := stores[i%2]
+			switch {
+			case i < 4:
+				to := protocol.DevID(10 + i)
+				switch _, err := s.PlaceShards(e.ctx, fid, enc.ID, 2, map[int]protocol.DevID{1: to}, devs(1, 3, 4)); {
+				case err == nil:
+					if was := won.Swap(uint32(to)); was != 0 {
+						e.Errorf("the shard was moved to %d, and to %d", was, to)
+					}
+				case !isStale(err) && !errors.Is(err, schema.ErrGone):
+					e.Error(err)
+				}
+			case i == 4 && round%2 == 0:
+				if err := s.DeletedLocations(e.ctx, fid, devs(3)); err != nil {
+					e.Error(err)
+				}
+			case i == 5 && round%3 == 0:
+				if _, err := s.DeleteKey(e.ctx, e.dmid, "k"); err != nil {
+					e.Error(err)
+				}
+			}
+		})
+		got, err := e.EncodingsOf(e.ctx, []protocol.FID{fid})
+		e.must(err)
+		if to := protocol.DevID(won.Load()); to != 0 {
+			enc.Devices[1], enc.Epoch = to, 2
+		}
+		e.same("encoding", got[fid], enc)
+		on, leaving := e.debug(fid).Devices, e.leaving(fid)
+		for _, dev := range devs(1, 4, 10, 11, 12, 13) {
+			held := slices.Contains(on, dev) && slices.Contains(enc.Devices, dev)
+			if goes := slices.Contains(leaving[dev], schema.Shard); held == goes {
+				e.Fatalf("device %d: a location %t, leaving %t; the file is on %v, its shards on %v", dev, held, goes, on, enc.Devices)
+			}
+		}
+		if _, err := e.DeleteKey(e.ctx, e.dmid, "k"); err != nil && !errors.Is(err, protocol.ErrUnknownKey) {
+			e.Fatal(err)
+		}
+	}
+}
+
 func checkPlaceRefused(e *env) {
 	fid := e.putOn("a", 1)
 	enc := coded(fid, 3, 1, 4)
@@ -301,4 +358,36 @@ func checkClassUsage(e *env) {
 		{DMID: e.dmid, Files: 2, Bytes: 22, Stored: 33},
 		{DMID: e.dmid, ClassID: class, Files: 1, Bytes: 2*2*4096 + 11, Stored: 2 * (4096 + 2*(4096+4) + 6 + 4)},
 	})
+}
+
+// checkReapUrgency has files in shards be due the sooner the fewer losses they
+// survive, before everything else.
+func checkReapUrgency(e *env) {
+	e.device(5, schema.DeviceDead)
+	e.device(6, schema.DeviceDead)
+	safe, worse, copied := e.putOn("safe", 1, 2), e.putOn("worse", 1, 2), e.putOn("copied", 1, 5)
+	wide := schema.Encoding{FID: safe, ID: 7, K: 2, M: 3, Block: 1, Epoch: 1, Devices: devs(1, 2, 3, 4, 5)}
+	e.must(e.RecordEncoding(e.ctx, wide, devs(1, 2)))
+	wide.FID, wide.Devices = worse, devs(1, 2, 3, 6, 5)
+	e.must(e.RecordEncoding(e.ctx, wide, devs(1, 2)))
+	e.replicated()
+	e.reap(5, 100, 3)
+	e.same("urgency", e.row(schema.QueueReplicate, safe).NextTry, int64(2))
+	e.same("urgency", e.row(schema.QueueReplicate, worse).NextTry, int64(2))
+	if r := e.row(schema.QueueReplicate, copied); r.NextTry < 1_000_000 {
+		e.Errorf("a file in copies is queued as %+v", r)
+	}
+	e.reap(6, 100, 1)
+	e.same("urgency", e.row(schema.QueueReplicate, worse).NextTry, int64(1))
+	jobs := e.claim(schema.QueueReplicate)
+	if len(jobs) < 2 || jobs[0].FID != worse || jobs[1].FID != safe {
+		e.Fatalf("claimed %+v; want %d, then %d", jobs, worse, safe)
+	}
+	// A lease does not keep the file from being looked at again.
+	e.device(4, schema.DeviceDead)
+	e.reap(4, 100, 1)
+	if n, err := e.Finish(e.ctx, jobs[1:2]); err != nil || n != 0 {
+		e.Errorf("finished %d, %v with a lease from before", n, err)
+	}
+	e.same("urgency", e.row(schema.QueueReplicate, safe).NextTry, int64(1))
 }

@@ -375,8 +375,15 @@ func (s *Store) Reap(ctx context.Context, dev protocol.DevID, limit int) (int, e
 			continue
 		}
 		k := Key{Queue: schema.QueueReplicate, FID: fid}
-		if r := s.rows[k]; !s.insert(k, Row{NextTry: now() + 1}) && r.NextTry != 0 && r.NextTry != schema.EndOfTime {
+		at := now() + 1
+		if e, ok := s.encodings[fid]; ok {
+			at = schema.Urgency(int64(len(s.locations[fid]) - e.K))
+		}
+		if r := s.rows[k]; !s.insert(k, Row{NextTry: at}) && r.NextTry != 0 && r.NextTry != schema.EndOfTime {
 			r.NextTry-- // ends the lease
+			if at < schema.Urgencies {
+				r.NextTry = min(r.NextTry, at)
+			}
 		}
 	}
 	return len(fids), nil
