@@ -5,6 +5,7 @@
 # make fuzz    the fuzz targets alone, FUZZ seconds in all
 # make lint    formatting, go vet, staticcheck
 # make bench   the benchmarks
+# make bench-shards  those of erasure coding, on a tmpfs, beside their yardsticks
 
 GO    ?= go
 SHELL := /bin/bash
@@ -16,7 +17,7 @@ PARALLEL ?= 2
 # Seconds of fuzzing, shared by all targets.
 FUZZ ?= 3600
 
-.PHONY: all build test scenarios soak fuzz lint vulncheck bench deps clean
+.PHONY: all build test scenarios soak fuzz lint vulncheck bench bench-shards deps clean
 
 all: build
 
@@ -52,6 +53,9 @@ vulncheck:
 
 bench: deps
 	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+bench-shards:
+	TMPDIR=/dev/shm $(GO) test -run '^$$' -bench 'Upload|Encode|Rebuild|Verify|Read|Range' -benchmem ./storaged ./storaged/erasure
 
 # The race detector needs a C compiler, the tests PostgreSQL's server programs
 # and curl.

@@ -205,6 +205,7 @@ type QueueRow struct {
 	Queue     Queue
 	FID       protocol.FID
 	DevID     *protocol.DevID // devid, or fromdevid of QueueReplicate; nil where NULL
+	What      What            // of QueueCopyDelete
 	NextTry   int64
 	FailCount int
 	Flags     int

@@ -13,6 +13,8 @@ import (
 type Store interface {
 	Files
 	Locations
+	Encodings
+	Accounts
 	Queues
 	Uploads
 	Topology
@@ -193,7 +195,7 @@ type Queues interface {
 	// file_to_delete2, and returns how many it moved.
 	AdoptOldDeletions(ctx context.Context, limit int) (int, error)
 	// FinishDeletion forgets a fid whose every copy is gone, in one transaction:
-	// its checksum, its tempfile row and its row of file_to_delete2, if the job
+	// its checksum, encoding, tempfile row and its row of file_to_delete2, if the job
 	// still holds it and no location is left; it reports whether that was so.
 	FinishDeletion(ctx context.Context, job Job) (bool, error)
 	// QueueLengths counts the rows of each queue. It is not meant to be called

@@ -154,7 +154,8 @@ type Reaper interface {
 	// Reap takes up to limit files off dev, lowest fids first, in one
 	// transaction: each that has a file row is queued for replication, due after
 	// a second (rows that are queued already stay, but lose their lease, whose
-	// worker may not know yet that the device is dead), its location goes from
+	// worker may not know yet that the device is dead), one that is kept in shards
+	// by its [Urgency] instead, its location goes from
 	// file_on, and its devcount is counted anew unless skip_devcount is on. It
 	// returns how many locations went; 0 means that the device is empty. A
 	// device that is not dead, by the database, is left alone, with ErrStale.
@@ -177,8 +178,8 @@ type Moves interface {
 	// ascending, or where newest is set with fids below after (0: all),
 	// descending.
 	FilesOn(ctx context.Context, dev protocol.DevID, after protocol.FID, newest bool, limit int) ([]LocatedFile, error)
-	// BytesOn sums up the lengths of the files recorded on each of devs. It reads
-	// all of their rows.
+	// BytesOn sums up the lengths of the files recorded on each of devs, and of those
+	// that are kept in shards a k-th part. It reads all of their rows.
 	BytesOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error)
 	// QueueMoves enters moves in file_to_queue, due at once, and makes a change
 	// of settings, in one transaction. Fids that are queued already keep their row.

@@ -128,7 +128,7 @@ func encodeBench(g *group, size int64, i int) {
 }
 
 // benchBlock is the usual size of blocks.
-const benchBlock = 64 << 10
+const benchBlock = 128 << 10
 
 // BenchmarkEncode makes six shards of data and three of parity of each file.
 func BenchmarkEncode(b *testing.B) {

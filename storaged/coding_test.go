@@ -329,6 +329,42 @@ func TestEncodeOntoFullDisk(t *testing.T) {
 	}
 }
 
+// An order's rate bounds what is read of the file, and one that cannot end before
+// its deadline is cancelled: neither the source nor a target is at fault.
+func TestRates(t *testing.T) {
+	t.Parallel()
+	g := startGroup(t, nil, []int{1, 2, 3, 4, 5, 6, 7})
+	content := pattern(400_000)
+	g.putRaw(42, 1, content)
+	o := g.order42(len(content))
+	o.Rate = 1 << 20
+	began := time.Now()
+	if _, l := g.give(g.of[1], protocol.VerbEncode, o.Args()); l.Kind != protocol.AnswerOK {
+		t.Fatal(l.Err)
+	}
+	// A first piece of 64 KiB is free.
+	if took := time.Since(began); took < 300*time.Millisecond {
+		t.Errorf("400,000 bytes at 1 MiB a second took %v", took)
+	}
+	rebuild := protocol.RebuildOrder{ShardSet: o.ShardSet, Epoch: 2, Devices: []protocol.DevID{1, 2, 3, 4, 5, 7}, Sources: g.at(0, 1, 2, 3, 4), Writes: g.at(5, 7), Rate: 1 << 20}
+	began = time.Now()
+	if _, l := g.give(g.of[1], protocol.VerbRebuild, rebuild.Args()); l.Kind != protocol.AnswerOK {
+		t.Fatal(l.Err)
+	}
+	if took := time.Since(began); took < 300*time.Millisecond {
+		t.Errorf("a rebuild that reads 400,000 bytes at 1 MiB a second took %v", took)
+	}
+	for verb, args := range map[string]protocol.Args{
+		protocol.VerbEncode:  func() protocol.Args { o.FID, o.Rate, o.Block = 42, 1, 100; return o.Args() }(),
+		protocol.VerbRebuild: func() protocol.Args { rebuild.Rate = 1; return rebuild.Args() }(),
+	} {
+		_, lines := give(t, g.of[1].HTTPAddr(), verb, protocol.NewOrder(verb, time.Now(), 300*time.Millisecond, args).Sign(nil))
+		if l := lines[len(lines)-1]; l.Err == nil || l.Err.Code != "cancelled" {
+			t.Errorf("%s that cannot end in time: %v", verb, l)
+		}
+	}
+}
+
 // The end of an order's connection ends all uploads.
 func TestEncodeEndsWithItsOrder(t *testing.T) {
 	t.Parallel()

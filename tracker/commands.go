@@ -107,6 +107,7 @@ func (t *Tracker) table() map[string]*command {
 		"rebalance_plan":       t.rebalancePlan,
 		"rebalance_progress":   t.rebalanceProgress,
 
+		"class_usage":      t.classUsage,
 		"clear_cache":      t.clearCache,
 		"do_monitor_round": t.doMonitorRound,
 		"noop":             func(context.Context, *query) error { return nil },

@@ -151,11 +151,7 @@ func (t *Tracker) fileInfo(ctx context.Context, q *query) error {
 
 // encoding is how a file is kept in shards, nil where it is kept in copies.
 func (t *Tracker) encoding(ctx context.Context, fid protocol.FID) (*schema.Encoding, error) {
-	store, ok := t.store.(schema.Encodings)
-	if !ok {
-		return nil, nil
-	}
-	encodings, err := store.EncodingsOf(ctx, []protocol.FID{fid})
+	encodings, err := t.store.EncodingsOf(ctx, []protocol.FID{fid})
 	if err != nil {
 		return nil, fmt.Errorf("read the encoding of fid %d: %w", fid, err)
 	}
@@ -293,9 +289,13 @@ func addQueueRow(out *protocol.Args, row schema.QueueRow) {
 		out.Add("delqueue_fid", row.FID.String())
 		out.AddInt("delqueue_nexttry", row.NextTry)
 		out.AddInt("delqueue_failcount", int64(row.FailCount))
-	case schema.QueueCopyDelete: // ours: there may be one for each device
-		out.AddInt("copydelqueue_"+devid+"_nexttry", row.NextTry)
-		out.AddInt("copydelqueue_"+devid+"_failcount", int64(row.FailCount))
+	case schema.QueueCopyDelete: // ours: there may be one for each device, and of a shard another
+		prefix := "copydelqueue_" + devid + "_"
+		if row.What == schema.Shard {
+			prefix += "ec_"
+		}
+		out.AddInt(prefix+"nexttry", row.NextTry)
+		out.AddInt(prefix+"failcount", int64(row.FailCount))
 	case schema.QueueFsck, schema.QueueRebalance:
 		prefix, kind := "fsckqueue_", int64(1)
 		if row.Queue == schema.QueueRebalance {

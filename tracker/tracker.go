@@ -229,6 +229,7 @@ type Tracker struct {
 	watcher   atomic.Int64                  // the number of the worker that does
 	jobs      map[string]job                // by name
 	lengths   queueLengths
+	usages    classUsages
 
 	paths      *pathCache
 	pathCounts pathCounters
@@ -262,6 +263,7 @@ func New(o Options) (*Tracker, error) {
 	numbers := new(work.Numbers)
 	t.queries = newQueryWorkers(o.QueryJobs, numbers.Next)
 	t.lengths = queueLengths{rows: o.Store.QueueLengths, now: o.Now, used: make(map[schema.Queue]bool)}
+	t.usages = classUsages{count: o.Store.ClassUsage, now: o.Now}
 	t.metrics = status.New(status.Sources{
 		Name: o.Name, Version: o.Version, Queries: func() (int, int, int) {
 			l := t.queries.load()

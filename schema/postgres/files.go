@@ -458,11 +458,11 @@ func (s *Store) DebugFile(ctx context.Context, fid protocol.FID) (schema.FileDeb
 				return ignoreNoRows(row.Scan(&d.Checksum.Type, &d.Checksum.Sum))
 			})
 			for _, q := range queues {
-				b.Queue(in(`SELECT {1}, nexttry, failcount, {2}, {3} FROM {0} WHERE fid = $1 AND {4} ORDER BY {1}`,
-					q.table, q.device(), q.flags(), q.argument(), q.where()), int64(fid)).Query(func(rows pgx.Rows) error {
+				b.Queue(in(`SELECT {1}, {5}, nexttry, failcount, {2}, {3} FROM {0} WHERE fid = $1 AND {4} ORDER BY 1, 2`,
+					q.table, q.device(), q.flags(), q.argument(), q.where(), q.what()), int64(fid)).Query(func(rows pgx.Rows) error {
 					var dev *int64
 					r := schema.QueueRow{Queue: q.queue, FID: fid}
-					_, err := pgx.ForEachRow(rows, []any{&dev, &r.NextTry, &r.FailCount, &r.Flags, &r.Arg}, func() error {
+					_, err := pgx.ForEachRow(rows, []any{&dev, &r.What, &r.NextTry, &r.FailCount, &r.Flags, &r.Arg}, func() error {
 						row := r
 						if dev != nil {
 							id := protocol.DevID(*dev)

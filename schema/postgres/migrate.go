@@ -19,7 +19,7 @@ var migrations embed.FS
 
 // ownVersion is the version of Mogile's own tables that this code needs and
 // makes, as stored in mogile_meta.
-const ownVersion = 2
+const ownVersion = 3
 
 // sealMigration is the file whose steps only sealed databases get.
 const sealMigration = "0006_seal.sql"
@@ -235,6 +235,18 @@ func (m *migrator) mayUnseal(ctx context.Context) error {
 		if used {
 			found = append(found, use.what)
 		}
+	}
+	var shards bool
+	if err := m.conn.QueryRow(ctx, `SELECT to_regclass('ec') IS NOT NULL`).Scan(&shards); err != nil {
+		return err
+	}
+	if shards { // the table is there; is there a row?
+		if err := m.conn.QueryRow(ctx, `SELECT EXISTS (SELECT FROM ec)`).Scan(&shards); err != nil {
+			return err
+		}
+	}
+	if shards {
+		found = append(found, "files that are kept in shards")
 	}
 	if len(found) > 0 {
 		return fmt.Errorf("the database cannot be unsealed while it has %s", strings.Join(found, "; "))

@@ -295,7 +295,17 @@ func TestSealAndUnseal(t *testing.T) {
 	if _, err := Migrate(ctx, Options{DSN: dsn}, schema.MigrateOptions{Unseal: true}); err == nil || !strings.Contains(err.Error(), "has checksums other than MD5 and SHA-1") {
 		t.Errorf("unseal with a checksum: %v", err)
 	}
-	exec(t, dsn, `DELETE FROM checksum`) // bad copies that wait are no reason
+	for _, c := range []struct{ make, want, undo string }{
+		{`INSERT INTO ec VALUES (1, 2, 1, 4096, -5, 1, '1,2,3')`, "files that are kept in shards", `DELETE FROM ec`},
+		{`INSERT INTO copy_to_delete (fid, devid, what, nexttry) VALUES (1, 1, 'ec', 0)`, "wait for their deletion", `DELETE FROM copy_to_delete WHERE what = 'ec'`},
+	} {
+		exec(t, dsn, `DELETE FROM checksum; `+c.make)
+		if _, err := Migrate(ctx, Options{DSN: dsn}, schema.MigrateOptions{Unseal: true}); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("unseal after %s: %v", c.make, err)
+		}
+		exec(t, dsn, c.undo)
+	}
+	// Bad copies that wait are no reason.
 	if m := migrate(t, dsn, schema.MigrateOptions{Unseal: true}); m.Version != schema.VersionOpen {
 		t.Errorf("unsealed: %+v", m)
 	}

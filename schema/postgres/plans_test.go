@@ -14,7 +14,7 @@ import (
 )
 
 // bigScan is a plan that reads all of a table which grows with the cluster.
-var bigScan = regexp.MustCompile(`Seq Scan on (file|file_on|file_to_queue|file_to_replicate|copy_to_delete|checksum|fsck_log|tempfile)\b`)
+var bigScan = regexp.MustCompile(`Seq Scan on (file|file_on|file_to_queue|file_to_replicate|file_to_delete2|copy_to_delete|checksum|fsck_log|tempfile|ec)\b`)
 
 // planned are statements of upkeep, with arguments, and the index that their
 // order or their limit needs.
@@ -49,6 +49,19 @@ var planned = []struct {
 	{"pending deletions", pendingDeletions, "'{5,6}', '{0,1}'", "copy_to_delete_pkey"},
 	{"announce copies", announceCopies, "0, '{5,6}', '{1,2}', '{fid,fid}', '{60,60}'", ""},
 	{"finish deletions", finishDeletions, "'{5,6}', '{1,1}', '{0,1}'", "file_on_pkey"},
+	{"encodings", encodingsOf, "'{5,6}', '{0,1}'", "ec_pkey"},
+	{"an encoding", readEncoding, "5", "ec_pkey"},
+	{"record an encoding", insertEncoding, "5, 2, 1, 4096, 7, 1, '1,2,3'", ""},
+	{"change an encoding", updateEncoding, "5, 2, '1,2,4'", "ec_pkey"},
+	{"forget an encoding", deleteEncoding, "5", "ec_pkey"},
+	{"lock a file", lockFile, "5", "file_pkey"},
+	{"devices of a file", whereIs, "5", "file_on_pkey"},
+	{"leave devices", leaveDevices, "5, '{1,2}'", "file_on_pkey"},
+	{"join devices", joinDevices, "5, '{1,2}'", ""},
+	{"count devices", countJoined, "5, '{1,2}'", "file_pkey"},
+	{"keep on devices", keepOnDevices, "5, '{1,2}', '{ec}'", "copy_to_delete_pkey"},
+	{"drop at once", dropNow, "0, 5, '{1,2}', 'ec'", ""},
+	{"drop later", dropLater, "0, 5, '{1,2}', 'ec'", ""},
 	{"reschedule", queues[2].sql(reschedule), "0, '{1,2}', '{1,1}', '{fid,fid}', '{1,1}', '{0,1}', '{1,1}', '{0,0}'", "copy_to_delete_pkey"},
 	{"finish rebalance", queues[4].sql(finish), "'{1,2}', '{1,1}', '{\"\",\"\"}', '{1,1}', '{0,1}'", "file_to_queue_pkey"},
 }
@@ -114,6 +127,7 @@ func TestPlans(t *testing.T) {
 		INSERT INTO file_to_delete2 (fid, nexttry) SELECT i, i FROM generate_series(1, 20000) i;
 		INSERT INTO tempfile (fid, createtime, dmid, classid) SELECT i, 1, 1, 0 FROM generate_series(200001, 220000) i;
 		INSERT INTO checksum (fid, hashtype, checksum) SELECT i, 1, '' FROM generate_series(1, 20000) i;
+		INSERT INTO ec (fid, k, m, block, encoding, epoch, devids) SELECT i, 2, 1, 4096, i, 1, '1,2,3' FROM generate_series(1, 20000) i;
 		COMMIT; ANALYZE`, files))
 	check("filled", empty, claims)
 	full := connect(t, dsn)

@@ -82,6 +82,7 @@ type Store struct {
 	files       *reader[schema.LocatedFile]
 	sums        *reader[storedSum]
 	located     *reader[deviceOf]
+	encodings   *reader[schema.Encoding]
 	pending     *reader[deviceOf]
 	changes     *coalescer[change, error]
 	announces   *coalescer[entry, struct{}]
@@ -158,6 +159,7 @@ func (s *Store) startWork() {
 	s.files = newReader(s, filesByFIDs, scanFiles)
 	s.sums = newReader(s, storedSums, scanSums)
 	s.located = newReader(s, locationsOf, scanDevices)
+	s.encodings = newReader(s, encodingsOf, scanEncodings)
 	s.pending = newReader(s, pendingDeletions, scanDevices)
 	s.changes = newCoalescer(s.life, coalescing[change, error]{
 		batches: 2, size: 64, run: s.changeBatch, alone: s.changeAlone, retry: s.retryAlone, timeout: changeTimeout,
@@ -181,7 +183,7 @@ func (s *Store) startWork() {
 func (s *Store) Close() error {
 	s.close.Do(func() {
 		for _, c := range []interface{ close() }{
-			s.tempfiles, s.closes, s.guarded, s.finds, s.files, s.sums, s.located, s.pending,
+			s.tempfiles, s.closes, s.guarded, s.finds, s.files, s.sums, s.located, s.encodings, s.pending,
 			s.changes, s.announces, s.strays, s.finishes, s.reschedules, s.deletions,
 		} {
 			c.close()

@@ -498,7 +498,8 @@ func (s *Store) finishDeletionBatch(ctx context.Context, calls []schema.Job, don
 const finishDeletions = `WITH done AS (DELETE FROM file_to_delete2 q USING unnest($1::int8[], $2::int8[], $3::int8[]) j (fid, nexttry, at)
 		WHERE q.fid = j.fid AND q.nexttry + 0 = j.nexttry AND NOT EXISTS (SELECT FROM file_on o WHERE o.fid = j.fid) RETURNING q.fid, j.at),
 	sums AS (DELETE FROM checksum c USING done WHERE c.fid = done.fid),
-	uploads AS (DELETE FROM tempfile t USING done WHERE t.fid = done.fid)
+	uploads AS (DELETE FROM tempfile t USING done WHERE t.fid = done.fid),
+	encodings AS (DELETE FROM ec e USING done WHERE e.fid = done.fid)
 	SELECT at FROM done`
 
 // QueueLengths counts the rows of each queue.

@@ -492,8 +492,10 @@ const (
 	lockFiles = `SELECT fid FROM file WHERE fid = ANY ($1::int8[]) ORDER BY fid FOR UPDATE`
 
 	reap = `WITH gone AS (DELETE FROM file_on WHERE devid = $2::int8 AND fid = ANY ($3::int8[]) RETURNING fid),
-		queued AS (INSERT INTO file_to_replicate AS q (fid, nexttry) SELECT g.fid, ` + now + ` + 1 FROM gone g JOIN file f ON f.fid = g.fid ORDER BY g.fid
-			ON CONFLICT (fid) DO UPDATE SET nexttry = q.nexttry - 1 WHERE q.nexttry NOT IN (0, 2147483647)),
+		queued AS (INSERT INTO file_to_replicate AS q (fid, nexttry) SELECT g.fid,
+			CASE WHEN e.k IS NULL THEN ` + now + ` + 1 ELSE least(greatest((SELECT count(*) FROM file_on o WHERE o.fid = g.fid AND o.devid <> $2) - e.k, 0), 9) END
+			FROM gone g JOIN file f ON f.fid = g.fid LEFT JOIN ec e ON e.fid = g.fid ORDER BY g.fid
+			ON CONFLICT (fid) DO UPDATE SET nexttry = CASE WHEN excluded.nexttry < 10 THEN least(q.nexttry - 1, excluded.nexttry) ELSE q.nexttry - 1 END WHERE q.nexttry NOT IN (0, 2147483647)),
 		counted AS (UPDATE file f SET devcount = (SELECT count(*) FROM file_on o WHERE o.fid = f.fid AND o.devid <> $2)
 			FROM gone WHERE f.fid = gone.fid AND ` + countDevices + `)
 		SELECT count(*) FROM gone`
@@ -532,10 +534,11 @@ func (s *Store) CountOn(ctx context.Context, devs []protocol.DevID) (map[protoco
 	return s.countByDevice(ctx, "count the files of devices", `SELECT count(*) FROM file_on WHERE devid = d`, devs)
 }
 
-// BytesOn sums up the lengths of the files on devices.
+// BytesOn sums up what the files on devices occupy there.
 func (s *Store) BytesOn(ctx context.Context, devs []protocol.DevID) (map[protocol.DevID]int64, error) {
 	return s.countByDevice(ctx, "add up the files of devices",
-		`SELECT coalesce(sum(f.length), 0)::int8 FROM file_on o JOIN file f USING (fid) WHERE o.devid = d`, devs)
+		`SELECT coalesce(sum(CASE WHEN e.k IS NULL THEN f.length ELSE (f.length + e.k - 1) / e.k END), 0)::int8
+			FROM file_on o JOIN file f USING (fid) LEFT JOIN ec e USING (fid) WHERE o.devid = d`, devs)
 }
 
 // UploadsOn counts the uploads that were offered devices.

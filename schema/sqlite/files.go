@@ -583,7 +583,7 @@ func (s *Store) DebugFile(ctx context.Context, fid protocol.FID) (d schema.FileD
 				r := schema.QueueRow{Queue: queue}
 				var dev sql.Null[protocol.DevID]
 				var arg sql.NullString
-				if err := rows.Scan(&r.FID, &dev, &r.NextTry, &r.FailCount, &r.Flags, &arg); err != nil {
+				if err := rows.Scan(&r.FID, &dev, &r.What, &r.NextTry, &r.FailCount, &r.Flags, &arg); err != nil {
 					return err
 				}
 				if dev.Valid {

@@ -14,7 +14,7 @@ func (t *tx) addLocation(fid protocol.FID, dev protocol.DevID) error {
 	if _, err := t.exec("INSERT INTO file_on (fid, devid) VALUES (?, ?) ON CONFLICT DO NOTHING", int64(fid), dev); err != nil {
 		return err
 	}
-	_, err := t.exec("DELETE FROM copy_to_delete WHERE fid = ? AND devid = ?", int64(fid), dev)
+	_, err := t.exec("DELETE FROM copy_to_delete WHERE fid = ? AND devid = ? AND what IN ('fid', 'bad')", int64(fid), dev)
 	return err
 }
 

@@ -234,8 +234,9 @@ func mayUnseal(ctx context.Context, tx *sql.Tx) error {
 		{"SELECT count(*) FROM host WHERE hostip LIKE '%:%' OR altip LIKE '%:%'", "hosts with an IPv6 address"},
 		{"SELECT count(*) FROM class WHERE hashtype > 2", "classes with a hash that MogileFS lacks"},
 		{"SELECT count(*) FROM (SELECT 1 FROM checksum WHERE hashtype > 2 LIMIT 1)", "checksums that MogileFS lacks"},
-		{"SELECT count(*) FROM class WHERE replpolicy LIKE 'ErasureCode%'", "classes with erasure coding"},
+		{"SELECT count(*) FROM class WHERE replpolicy LIKE '%ErasureCode%'", "classes with erasure coding"},
 		{"SELECT count(*) FROM (SELECT 1 FROM file WHERE length(dkey) > 255 LIMIT 1)", "keys over 255 characters"},
+		{"SELECT count(*) FROM (SELECT 1 FROM copy_to_delete WHERE what = 'ec' LIMIT 1)", "shards that wait for their deletion"},
 	} {
 		var n int
 		if err := tx.QueryRowContext(ctx, c.query).Scan(&n); err != nil {
@@ -244,6 +245,16 @@ func mayUnseal(ctx context.Context, tx *sql.Tx) error {
 		if n > 0 {
 			return fmt.Errorf("cannot unseal: %s are in use", c.what)
 		}
+	}
+	var n int
+	if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM sqlite_master WHERE type = 'table' AND name = 'ec'").Scan(&n); err != nil || n == 0 {
+		return classify(ctx, err)
+	}
+	if err := tx.QueryRowContext(ctx, "SELECT count(*) FROM (SELECT 1 FROM ec LIMIT 1)").Scan(&n); err != nil {
+		return classify(ctx, err)
+	}
+	if n > 0 {
+		return errors.New("cannot unseal: files are kept in shards")
 	}
 	return nil
 }

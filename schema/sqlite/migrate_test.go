@@ -186,6 +186,25 @@ INSERT INTO file_to_replicate VALUES (5, 0, NULL, 0, 0);
 INSERT INTO file_to_delete2 VALUES (900, 0, 0);
 `
 
+// TestUnsealShards keeps a database sealed while a file is kept in shards, or
+// shards wait for their deletion.
+func TestUnsealShards(t *testing.T) {
+	t.Parallel()
+	o := Options{Path: filepath.Join(t.TempDir(), "mogile.db")}
+	migrate(t, o, schema.MigrateOptions{})
+	for _, c := range []struct{ make, undo string }{
+		{"INSERT INTO ec VALUES (1, 2, 1, 4096, -5, 1, '1,2,3')", "DELETE FROM ec"},
+		{"INSERT INTO copy_to_delete (fid, devid, what, nexttry) VALUES (1, 1, 'ec', 0)", "DELETE FROM copy_to_delete"},
+	} {
+		execSQL(t, o, c.make)
+		if _, err := Migrate(t.Context(), o, schema.MigrateOptions{Unseal: true}); err == nil || !strings.Contains(err.Error(), "shards") {
+			t.Errorf("unsealing after %s: %v; want a refusal", c.make, err)
+		}
+		execSQL(t, o, c.undo)
+	}
+	migrate(t, o, schema.MigrateOptions{Unseal: true})
+}
+
 // TestMigrateMogileFS adopts a database that MogileFS made, with all that is in
 // it.
 func TestMigrateMogileFS(t *testing.T) {
@@ -196,10 +215,10 @@ func TestMigrateMogileFS(t *testing.T) {
 	if _, err := Open(ctx, o); err == nil || !strings.Contains(err.Error(), "mogile migrate") {
 		t.Errorf("open before the migration: %v; want advice to migrate", err)
 	}
-	if done := migrate(t, o, schema.MigrateOptions{DryRun: true}); done.Version != schema.VersionOpen || len(done.Steps) != 6 {
+	if done := migrate(t, o, schema.MigrateOptions{DryRun: true}); done.Version != schema.VersionOpen || len(done.Steps) != 7 {
 		t.Errorf("dry run: %+v", done)
 	}
-	if done := migrate(t, o, schema.MigrateOptions{}); done.Version != schema.VersionOpen || len(done.Steps) != 6 {
+	if done := migrate(t, o, schema.MigrateOptions{}); done.Version != schema.VersionOpen || len(done.Steps) != 7 {
 		t.Errorf("migration: %+v", done)
 	}
 	s := open(t, o)

@@ -19,7 +19,7 @@ var queues = [...]schema.Queue{schema.QueueReplicate, schema.QueueDelete, schema
 type queueTable struct {
 	name  string // the table
 	cols  string // devid, what, fromdevid and arg of a Job
-	debug string // devid, nexttry, failcount, flags and arg of a QueueRow
+	debug string // devid, what, nexttry, failcount, flags and arg of a QueueRow
 	and   string // further condition for the rows of the queue
 	row   string // condition for one row, with ?1 the fid, ?2 the device, ?3 what
 }
@@ -27,19 +27,19 @@ type queueTable struct {
 func tableOf(q schema.Queue) queueTable {
 	switch q {
 	case schema.QueueReplicate:
-		return queueTable{"file_to_replicate", "0, '', coalesce(fromdevid, 0), ''", "fromdevid, nexttry, failcount, flags, NULL",
+		return queueTable{"file_to_replicate", "0, '', coalesce(fromdevid, 0), ''", "fromdevid, '', nexttry, failcount, flags, NULL",
 			"", "fid = ?1"}
 	case schema.QueueDelete:
-		return queueTable{"file_to_delete2", "0, '', 0, ''", "NULL, nexttry, failcount, 0, NULL",
+		return queueTable{"file_to_delete2", "0, '', 0, ''", "NULL, '', nexttry, failcount, 0, NULL",
 			"", "fid = ?1"}
 	case schema.QueueCopyDelete:
-		return queueTable{"copy_to_delete", "devid, what, 0, ''", "devid, nexttry, failcount, 0, NULL",
+		return queueTable{"copy_to_delete", "devid, what, 0, ''", "devid, what, nexttry, failcount, 0, NULL",
 			"", "fid = ?1 AND devid = ?2 AND what = ?3"}
 	case schema.QueueFsck:
-		return queueTable{"file_to_queue", "0, '', 0, coalesce(arg, '')", "devid, nexttry, failcount, flags, arg",
+		return queueTable{"file_to_queue", "0, '', 0, coalesce(arg, '')", "devid, '', nexttry, failcount, flags, arg",
 			" AND type = 1", "fid = ?1 AND type = 1"}
 	case schema.QueueRebalance:
-		return queueTable{"file_to_queue", "coalesce(devid, 0), '', 0, coalesce(arg, '')", "devid, nexttry, failcount, flags, arg",
+		return queueTable{"file_to_queue", "coalesce(devid, 0), '', 0, coalesce(arg, '')", "devid, '', nexttry, failcount, flags, arg",
 			" AND type = 2", "fid = ?1 AND type = 2"}
 	}
 	panic(fmt.Sprintf("queue %d is unknown", q))
@@ -345,7 +345,7 @@ func (s *Store) FinishDeletion(ctx context.Context, job schema.Job) (_ bool, err
 		if n, err := t.finish(job); err != nil || n == 0 {
 			return false, err
 		}
-		for _, query := range []string{"DELETE FROM checksum WHERE fid = ?", "DELETE FROM tempfile WHERE fid = ?"} {
+		for _, query := range []string{"DELETE FROM checksum WHERE fid = ?", "DELETE FROM tempfile WHERE fid = ?", "DELETE FROM ec WHERE fid = ?"} {
 			if _, err := t.exec(query, int64(job.FID)); err != nil {
 				return false, err
 			}

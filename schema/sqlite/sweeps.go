@@ -368,7 +368,15 @@ func (s *Store) Reap(ctx context.Context, dev protocol.DevID, limit int) (_ int,
 			} else if !there {
 				continue
 			}
-			if err := t.queueReaped(fid, s.now()+1); err != nil {
+			at := s.now() + 1
+			var spare int64
+			const shards = "SELECT (SELECT count(*) FROM file_on WHERE fid = e.fid) - e.k FROM ec e WHERE e.fid = ?"
+			if coded, err := t.row(shards, []any{int64(fid)}, &spare); err != nil {
+				return 0, err
+			} else if coded {
+				at = schema.Urgency(spare)
+			}
+			if err := t.queueReaped(fid, at); err != nil {
 				return 0, err
 			}
 		}
@@ -390,7 +398,11 @@ func (t *tx) queueReaped(fid protocol.FID, at int64) error {
 	if old == 0 || old >= schema.EndOfTime {
 		return nil
 	}
-	_, err := t.exec("UPDATE file_to_replicate SET nexttry = ? WHERE fid = ?", t.unlike(k, old-1, -1), int64(fid))
+	sooner := old - 1
+	if at < schema.Urgencies {
+		sooner = min(sooner, at)
+	}
+	_, err := t.exec("UPDATE file_to_replicate SET nexttry = ? WHERE fid = ?", t.unlike(k, sooner, -1), int64(fid))
 	return err
 }
 
@@ -409,11 +421,12 @@ func (s *Store) CountOn(ctx context.Context, devs []protocol.DevID) (_ map[proto
 	return counts, err
 }
 
-// BytesOn sums up the lengths of the files on devices; see [schema.Moves].
+// BytesOn sums up what the files on devices occupy there; see [schema.Moves].
 func (s *Store) BytesOn(ctx context.Context, devs []protocol.DevID) (_ map[protocol.DevID]int64, err error) {
 	defer wrap(&err, "add up the files of %d devices", len(devs))
 	sums := make(map[protocol.DevID]int64, len(devs))
-	const query = "SELECT value, (SELECT coalesce(sum(f.length), 0) FROM file_on o JOIN file f ON f.fid = o.fid WHERE o.devid = value) FROM json_each(?)"
+	const query = `SELECT value, (SELECT coalesce(sum(CASE WHEN e.k IS NULL THEN f.length ELSE (f.length + e.k - 1) / e.k END), 0)
+		FROM file_on o JOIN file f ON f.fid = o.fid LEFT JOIN ec e ON e.fid = o.fid WHERE o.devid = value) FROM json_each(?)`
 	err = s.read(ctx, query, []any{jsonList(devs)}, func(rows *sql.Rows) error {
 		var dev protocol.DevID
 		var n int64

@@ -240,6 +240,11 @@ func checkBytesOn(e *env) {
 	sums, err := e.BytesOn(e.ctx, devs(1, 2, 9))
 	e.must(err)
 	e.same("sums", sums, map[protocol.DevID]int64{1: length[a], 2: length[a] + length[b], 9: 0})
+	e.must(e.RecordEncoding(e.ctx, coded(b, 1, 9, 4), devs(2)))
+	sums, err = e.BytesOn(e.ctx, devs(1, 2, 9))
+	e.must(err)
+	half := (length[b] + 1) / 2
+	e.same("sums with shards", sums, map[protocol.DevID]int64{1: length[a] + half, 2: length[a], 9: half})
 }
 
 func checkUploadsOn(e *env) {

@@ -55,7 +55,7 @@ type Fresh func(t testing.TB, o Options) Database
 func Run(t *testing.T, fresh Fresh) {
 	for _, group := range [][]testCase{
 		fileCases, locationCases, queueCases, uploadCases, topologyCases, memberCases, raceCases, conditionCases,
-		sweepCases, moveCases, numberCases,
+		sweepCases, moveCases, numberCases, encodingCases,
 	} {
 		for _, c := range group {
 			t.Run(c.name, func(t *testing.T) {

@@ -125,12 +125,23 @@ func newLimit(n int64) *rate.Limiter {
 	return rate.NewLimiter(rate.Limit(n), limitedPiece)
 }
 
-// pace waits until n more bytes may be read.
+// pace waits until n more bytes may be read. The error is the cause of ctx's end;
+// that it will end before is found out then, and is nobody else's fault.
 func pace(ctx context.Context, limits []*rate.Limiter, n int) error {
 	for _, l := range limits {
 		for left := n; left > 0; left -= limitedPiece {
-			if err := l.WaitN(ctx, min(left, limitedPiece)); err != nil {
-				return err
+			turn := l.ReserveN(time.Now(), min(left, limitedPiece))
+			delay := turn.Delay()
+			if delay == 0 {
+				continue
+			}
+			t := time.NewTimer(delay)
+			select {
+			case <-t.C:
+			case <-ctx.Done():
+				t.Stop()
+				turn.Cancel()
+				return context.Cause(ctx)
 			}
 		}
 	}

@@ -43,7 +43,7 @@ type Places interface {
 // Options are the settings of [Codec].
 type Options struct {
 	// Memory is how many bytes all that read files with [Codec.Open] may hold
-	// together; 0 means DefaultMemory. One that needs more by itself reads alone.
+	// together; 0 means DefaultMemory. What needs more by itself runs alone.
 	Memory int64
 	// Hedge is for how long a shard is waited for before others are read in its
 	// place; 0 means DefaultHedge.
@@ -66,9 +66,11 @@ const (
 // daemon. Its methods may be called concurrently.
 type Codec struct {
 	o        Options
-	memory   *semaphore.Weighted
-	encoders sync.Map       // from [2]int, k and m, to reedsolomon.Encoder
-	buffers  [256]sync.Pool // of *buffer, by sizeClass
+	ample    *semaphore.Weighted // half of Memory: to read ahead with
+	little   *semaphore.Weighted // an eighth, for those that got none of that
+	stripes  *semaphore.Weighted // and the rest, for when those have to compute a block
+	encoders sync.Map            // from [2]int, k and m, to reedsolomon.Encoder
+	buffers  [256]sync.Pool      // of *buffer, by sizeClass
 }
 
 // New makes a Codec.
@@ -82,7 +84,9 @@ func New(o Options) *Codec {
 	if o.Patience <= 0 {
 		o.Patience = DefaultPatience
 	}
-	return &Codec{o: o, memory: semaphore.NewWeighted(o.Memory)}
+	return &Codec{
+		o: o, ample: semaphore.NewWeighted(o.Memory / 2), little: semaphore.NewWeighted(o.Memory / 8), stripes: semaphore.NewWeighted(o.Memory / 8 * 3),
+	}
 }
 
 // Errors of reading shards.

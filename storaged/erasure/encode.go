@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+
+	"github.com/klauspost/reedsolomon"
 )
 
 // encodeStripes is how many stripes are in memory at once: one that is read, one
@@ -17,14 +19,11 @@ const encodeStripes = 3
 // making.
 type Emit func(parts [][]byte, done func()) error
 
-// EncodeMemory is how many bytes Encode and Rebuild hold at most.
+// EncodeMemory is how many bytes Encode holds at most.
 func (l Layout) EncodeMemory() int64 {
-	_, size := sizeClass(l.Shards() * l.pitch())
-	return encodeStripes * int64(size)
+	_, size := sizeClass(l.widest())
+	return encodeStripes * int64(l.Shards()) * int64(size)
 }
-
-// pitch is how far the blocks of a stripe are apart in memory.
-func (l Layout) pitch() int { return (l.widest() + 63) &^ 63 }
 
 // Encode makes the k+m shards of a file that is read from r to its length, not
 // further: emit gets the header and the blocks of all of them, in shard order.
@@ -51,43 +50,54 @@ func (c *Codec) Encode(ctx context.Context, h Header, r io.Reader, emit Emit) er
 	if err := emit(heads, func() {}); err != nil {
 		return err
 	}
-	room := newRoom(ctx, c, n*l.pitch())
+	room := make(chan struct{}, encodeStripes)
 	blocks := make([][]byte, n)
 	for s := range l.Stripes() {
-		buf, err := room.get()
-		if err != nil {
-			return err
+		select {
+		case room <- struct{}{}:
+		case <-ctx.Done():
+			return context.Cause(ctx)
 		}
 		size := l.BlockLen(s)
-		parts := make([][]byte, n) // emit keeps it
+		// emit keeps both.
+		bufs, parts := make([]*buffer, n), make([][]byte, n)
 		for i := range n {
-			parts[i] = buf.b[i*l.pitch():][:size+SumSize]
-			blocks[i] = parts[i][:size]
-			if i >= h.K {
-				continue
-			}
-			_, has := l.Bytes(s, i)
-			if _, err := io.ReadFull(r, blocks[i][:has]); err != nil {
-				room.put(buf)
-				if err == io.EOF {
-					err = io.ErrUnexpectedEOF
-				}
-				return err
-			}
-			clear(blocks[i][has:])
+			bufs[i] = c.get(size + SumSize)
+			parts[i], blocks[i] = bufs[i].b, bufs[i].b[:size]
 		}
-		if err := enc.Encode(blocks); err != nil {
-			room.put(buf)
+		done := func() {
+			for _, b := range bufs {
+				c.put(b)
+			}
+			<-room
+		}
+		if err := fill(l, enc, s, r, blocks); err != nil {
+			done()
 			return fmt.Errorf("encode fid %d: %w", h.FID, err)
 		}
 		for i, b := range blocks {
 			binary.BigEndian.PutUint32(parts[i][size:], blockSum(seeds[i], s, b))
 		}
-		if err := emit(parts, func() { room.put(buf) }); err != nil {
+		if err := emit(parts, done); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// fill reads the blocks of a stripe, and computes their parity.
+func fill(l Layout, enc reedsolomon.Encoder, stripe int64, r io.Reader, blocks [][]byte) error {
+	for i, b := range blocks[:l.K] {
+		_, n := l.Bytes(stripe, i)
+		if _, err := io.ReadFull(r, b[:n]); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+		clear(b[n:])
+	}
+	return enc.Encode(blocks)
 }
 
 // blockSum is the sum of a block.
@@ -95,31 +105,4 @@ func blockSum(seed uint32, stripe int64, block []byte) uint32 {
 	var number [8]byte
 	binary.BigEndian.PutUint64(number[:], uint64(stripe))
 	return crc32.Update(crc32.Update(seed, castagnoli, number[:]), castagnoli, block)
-}
-
-// room hands out as many buffers as may be in memory at once.
-type room struct {
-	ctx  context.Context
-	c    *Codec
-	size int
-	free chan struct{}
-}
-
-func newRoom(ctx context.Context, c *Codec, size int) *room {
-	return &room{ctx, c, size, make(chan struct{}, encodeStripes)}
-}
-
-// get waits for a buffer. The error is the context's.
-func (r *room) get() (*buffer, error) {
-	select {
-	case r.free <- struct{}{}:
-		return r.c.get(r.size), nil
-	case <-r.ctx.Done():
-		return nil, context.Cause(r.ctx)
-	}
-}
-
-func (r *room) put(buf *buffer) {
-	r.c.put(buf)
-	<-r.free
 }

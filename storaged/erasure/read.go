@@ -7,6 +7,8 @@ import (
 	"io"
 	"sync"
 
+	"golang.org/x/sync/semaphore"
+
 	"github.com/mogile/mogile/protocol"
 )
 
@@ -35,6 +37,7 @@ type Stream struct {
 	shards   *shards
 	off, end int64  // of the file, that was not read
 	piece    []byte // of what was, that was not handed out
+	handed   int    // the shard that the last piece is of; -1: there was none
 	release  func()
 }
 
@@ -64,12 +67,12 @@ func (c *Codec) Open(ctx context.Context, r Read, off, n int64) (*Stream, error)
 			wants[shard][1]--
 		}
 	}
-	window, release, err := c.admit(ctx, l, int(min(last-first, maxWindow))+1)
+	window, spare, release, err := c.admit(ctx, l, int(min(last-first, maxWindow))+1)
 	if err != nil {
 		return nil, err
 	}
-	s := &Stream{off: off, end: off + n, release: release}
-	if s.shards, err = c.newShards(ctx, r, wants, last+1, window, c.o.Hedge); err == nil {
+	s := &Stream{off: off, end: off + n, release: release, handed: -1}
+	if s.shards, err = c.newShards(ctx, r, wants, last+1, window, c.o.Hedge, spare); err == nil {
 		// Who reads is to know before the first byte that there are enough shards: they
 		// are there, or of the first stripe all is.
 		s.shards.advance(first)
@@ -89,24 +92,30 @@ func (c *Codec) Open(ctx context.Context, r Read, off, n int64) (*Stream, error)
 	return s, nil
 }
 
-// admit waits for memory to read so many stripes, and says how many blocks each
-// shard may be read ahead.
-func (c *Codec) admit(ctx context.Context, l Layout, stripes int) (window int, release func(), err error) {
+// admit takes memory to read so many stripes, and says how many blocks each shard
+// may be read ahead. Where there is none for that, because many read or clients
+// are slow, there is spare memory: two blocks, which are waited for.
+func (c *Codec) admit(ctx context.Context, l Layout, stripes int) (window int, low *spare, release func(), err error) {
 	_, size := sizeClass(l.widest())
-	need := func(window int) int64 {
-		return min(c.o.Memory, int64(l.K*min(window+2, stripes)+l.M)*int64(size))
-	}
-	window = min(maxWindow, max(1, readAhead/(l.K*size)))
-	n := need(window)
-	if !c.memory.TryAcquire(n) {
-		window, n = 0, need(0)
-		wait, cancel := context.WithTimeoutCause(ctx, c.o.Patience, ErrBusy)
-		defer cancel()
-		if c.memory.Acquire(wait, n) != nil {
-			return 0, nil, context.Cause(wait)
+	for window = min(maxWindow, max(1, readAhead/(l.K*size))); window >= 0; window -= max(window, 1) {
+		n := min(c.o.Memory/2, int64(l.K*min(window+2, stripes)+l.M)*int64(size))
+		if c.ample.TryAcquire(n) {
+			return window, nil, func() { c.ample.Release(n) }, nil
 		}
 	}
-	return window, func() { c.memory.Release(n) }, nil
+	take := func(from *semaphore.Weighted, n int64) (func(), error) {
+		wait, cancel := context.WithTimeoutCause(ctx, c.o.Patience, ErrBusy)
+		defer cancel()
+		if from.Acquire(wait, n) != nil {
+			return nil, context.Cause(wait)
+		}
+		return func() { from.Release(n) }, nil
+	}
+	if release, err = take(c.little, min(c.o.Memory/8, 2*int64(size))); err != nil {
+		return 0, nil, nil, err
+	}
+	more := func() (func(), error) { return take(c.stripes, min(c.o.Memory/8*3, int64(l.Shards())*int64(size))) }
+	return 0, &spare{more: more}, release, nil
 }
 
 // next reads the next piece.
@@ -116,9 +125,13 @@ func (s *Stream) next() ([]byte, error) {
 	}
 	l := s.shards.l
 	stripe, shard := l.Find(s.off)
+	if s.handed >= 0 {
+		s.shards.drop(s.handed)
+	}
 	if stripe != s.shards.stripe {
 		s.shards.advance(stripe)
 	}
+	s.handed = shard
 	block, err := s.shards.block(shard)
 	if err != nil {
 		return nil, err

@@ -41,7 +41,7 @@ func (c *Codec) Rebuild(ctx context.Context, r Read, writes []int, emit Emit) er
 		return err
 	}
 	r.At = slices.Clone(r.At)
-	s, err := c.newShards(ctx, r, wants, l.Stripes(), 1, max(rebuildHedge, c.o.Hedge))
+	s, err := c.newShards(ctx, r, wants, l.Stripes(), 1, max(rebuildHedge, c.o.Hedge), nil)
 	if err != nil {
 		return fmt.Errorf("rebuild fid %d: %w", h.FID, err)
 	}

@@ -35,6 +35,7 @@ type shards struct {
 	enc     reedsolomon.Encoder
 	hedge   time.Duration
 	window  int // blocks that a goroutine may be ahead
+	spare   *spare
 	last    int64
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -44,6 +45,14 @@ type shards struct {
 	stripe  int64 // that blocks are handed out of
 	own     []shard
 	located bool // the sisters were asked where shards are
+}
+
+// spare is the memory of one that reads when there is little: blocks are read one
+// at a time, when they are asked for, and all of a stripe only where one has to be
+// computed.
+type spare struct {
+	more  func() (release func(), err error) // waits for memory for a stripe
+	whole func()                             // gives it back; nil: it was not taken
 }
 
 // shard is what is known of one.
@@ -68,6 +77,9 @@ type reader struct {
 	cancel    context.CancelFunc
 	late      bool
 
+	asked int64      // the stripe up to which it may read
+	ask   chan int64 // tells it
+
 	opened chan struct{} // closed
 	open   bool          // once opened is closed: the shard is there
 }
@@ -80,7 +92,8 @@ type result struct {
 
 // newShards begins to read the shards that wants has stripes for: [2]int64{} is
 // none. It must be closed.
-func (c *Codec) newShards(ctx context.Context, r Read, wants [][2]int64, last int64, window int, hedge time.Duration) (*shards, error) {
+// With spare memory nothing is read ahead.
+func (c *Codec) newShards(ctx context.Context, r Read, wants [][2]int64, last int64, window int, hedge time.Duration, spare *spare) (*shards, error) {
 	if err := r.Header.of(0).Check(); err != nil {
 		return nil, err
 	}
@@ -97,7 +110,7 @@ func (c *Codec) newShards(ctx context.Context, r Read, wants [][2]int64, last in
 		return nil, fmt.Errorf("%d places of %d shards", len(at), l.Shards())
 	}
 	s := &shards{
-		c: c, l: l, r: r, enc: enc, hedge: hedge, window: window, last: last, stripe: -1,
+		c: c, l: l, r: r, enc: enc, hedge: hedge, window: window, spare: spare, last: last, stripe: -1,
 		news: make(chan struct{}, 1), own: make([]shard, l.Shards()), located: r.At != nil,
 	}
 	s.ctx, s.cancel = context.WithCancel(ctx)
@@ -118,8 +131,25 @@ func (c *Codec) newShards(ctx context.Context, r Read, wants [][2]int64, last in
 func (s *shards) start(i int, from, to int64) {
 	o := &s.own[i]
 	ctx, cancel := context.WithCancel(s.ctx)
-	f := &reader{next: from, end: to, results: make(chan result, s.window), cancel: cancel, opened: make(chan struct{})}
+	f := &reader{
+		next: from, end: to, results: make(chan result, s.window), cancel: cancel, opened: make(chan struct{}),
+		asked: to, ask: make(chan int64, 1),
+	}
+	if s.spare != nil {
+		f.asked = -1
+	}
 	o.reader = f
+	asked := f.asked
+	may := func(stripe int64) bool {
+		for asked < stripe {
+			select {
+			case asked = <-f.ask:
+			case <-ctx.Done():
+				return false
+			}
+		}
+		return true
+	}
 	dev, seed := o.dev, o.seed
 	s.readers.Go(func() {
 		defer cancel()
@@ -145,7 +175,7 @@ func (s *shards) start(i int, from, to int64) {
 		f.open = err == nil
 		close(f.opened)
 		if err == nil {
-			err = s.read(body, seed, from, to, send)
+			err = s.read(body, seed, from, to, may, send)
 			body.Close() // of what was read
 		}
 		if err != nil {
@@ -180,9 +210,10 @@ func (s *shards) tell() {
 	}
 }
 
-// read reads blocks of a shard and gives each to send, until that is false.
-func (s *shards) read(body io.Reader, seed uint32, from, to int64, send func(result) bool) error {
-	for n := from; n < to; n++ {
+// read reads blocks of a shard, those that it may, and gives each to send, until
+// one of these is false.
+func (s *shards) read(body io.Reader, seed uint32, from, to int64, may func(int64) bool, send func(result) bool) error {
+	for n := from; n < to && may(n); n++ {
 		size := s.l.BlockLen(n)
 		block := s.c.get(size + SumSize)
 		if _, err := io.ReadFull(body, block.b); err != nil {
@@ -217,6 +248,7 @@ func (s *shards) stop(i int) {
 // advance goes to a later stripe. Blocks of the one before are not valid any more.
 func (s *shards) advance(stripe int64) {
 	alive, whole := 0, true
+	defer s.shrink()
 	for i := range s.own {
 		o := &s.own[i]
 		s.c.put(o.block)
@@ -246,6 +278,45 @@ func (o *shard) wanted(stripe int64) bool { return o.from <= stripe && stripe < 
 // comes reports whether the shard's reader will have a block of the stripe.
 func (o *shard) comes(stripe int64) bool {
 	return o.reader != nil && o.reader.next <= stripe && stripe < o.reader.end
+}
+
+// ask has the shard's reader read its block of the stripe.
+func (s *shards) ask(i int) {
+	f := s.own[i].reader
+	if !s.own[i].comes(s.stripe) || f.asked >= s.stripe {
+		return
+	}
+	f.asked = s.stripe
+	select {
+	case <-f.ask: // of a stripe before
+	default:
+	}
+	f.ask <- s.stripe
+}
+
+// enlarge takes memory for all of the stripe, where there is not enough.
+func (s *shards) enlarge() (err error) {
+	if s.spare != nil && s.spare.whole == nil {
+		s.spare.whole, err = s.spare.more()
+	}
+	return err
+}
+
+// shrink gives it back.
+func (s *shards) shrink() {
+	if s.spare != nil && s.spare.whole != nil {
+		s.spare.whole()
+		s.spare.whole = nil
+	}
+}
+
+// drop forgets a block that was handed out, where memory is short. Should it be
+// needed once more, it is read once more.
+func (s *shards) drop(i int) {
+	if s.spare != nil && s.spare.whole == nil {
+		s.c.put(s.own[i].block)
+		s.own[i].block = nil
+	}
 }
 
 // collect takes what readers have, as far as the stripe.
@@ -330,6 +401,7 @@ func (s *shards) another() bool {
 	}
 	s.stop(best) // one that begins later
 	s.start(best, s.stripe, max(s.last, s.own[best].to))
+	s.ask(best)
 	return true
 }
 
@@ -343,12 +415,22 @@ func (s *shards) block(i int) ([]byte, error) {
 		if o.block != nil {
 			return o.block.b, nil
 		}
+		if s.ask(i); !o.comes(s.stripe) || o.reader.late {
+			if err := s.enlarge(); err != nil {
+				return nil, err
+			}
+			for j := range s.own {
+				if s.own[j].block == nil {
+					s.ask(j)
+				}
+			}
+		}
 		there, coming, late := 0, 0, 0
 		for j := range s.own {
 			switch p := &s.own[j]; {
 			case p.block != nil:
 				there++
-			case !p.comes(s.stripe):
+			case !p.comes(s.stripe) || p.reader.asked < s.stripe:
 			case p.reader.late:
 				late++
 			default:
@@ -365,7 +447,6 @@ func (s *shards) block(i int) ([]byte, error) {
 			for there+coming < s.l.K && s.another() {
 				coming++
 			}
-			late = s.late()
 			if !o.comes(s.stripe) && there+coming+late < s.l.K {
 				if s.ctx.Err() != nil {
 					return nil, context.Cause(s.ctx)
@@ -384,7 +465,7 @@ func (s *shards) block(i int) ([]byte, error) {
 		case <-s.news:
 		case <-timer.C:
 			for j := range s.own {
-				if p := &s.own[j]; p.block == nil && p.comes(s.stripe) {
+				if p := &s.own[j]; p.block == nil && p.comes(s.stripe) && p.reader.asked >= s.stripe {
 					p.reader.late = true
 				}
 			}
@@ -393,16 +474,6 @@ func (s *shards) block(i int) ([]byte, error) {
 			return nil, context.Cause(s.ctx)
 		}
 	}
-}
-
-// late is how many blocks of the stripe are late.
-func (s *shards) late() (n int) {
-	for i := range s.own {
-		if o := &s.own[i]; o.block == nil && o.comes(s.stripe) && o.reader.late {
-			n++
-		}
-	}
-	return n
 }
 
 // compute makes all blocks of the stripe that are wanted and not there, of k that
@@ -480,4 +551,5 @@ func (s *shards) close() {
 		s.c.put(s.own[i].block)
 		s.own[i].block = nil
 	}
+	s.shrink()
 }

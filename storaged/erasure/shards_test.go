@@ -302,9 +302,10 @@ func TestLossRandom(t *testing.T) {
 // no shard left that is whole, and the file is.
 func TestScatteredRot(t *testing.T) {
 	t.Parallel()
-	c := erasure.New(erasure.Options{})
 	r := seeded(t)
-	for range 40 {
+	codecs := []*erasure.Codec{erasure.New(erasure.Options{}), poor(t, r)}
+	for n := range 40 {
+		c := codecs[n%2]
 		k, m := 1+r.IntN(8), 1+r.IntN(4)
 		f := encodeRandom(t, c, r, k, m, 50, 50*k*20-r.IntN(50*k)).clone()
 		for s := range f.header.Layout().Stripes() {
@@ -393,12 +394,27 @@ func TestBrokenMidway(t *testing.T) {
 	}
 }
 
-// TestRanges reads parts at random, of whole and of damaged files.
+// poor is a codec of which another holds the memory to read ahead with.
+func poor(t *testing.T, r *rand.Rand) *erasure.Codec {
+	t.Helper()
+	c := erasure.New(erasure.Options{Memory: 8 << 20})
+	f := encodeRandom(t, c, r, 32, 16, 256<<10, 9<<20)
+	s, err := c.Open(t.Context(), erasure.Read{Header: f.header, Places: f.disks}, 0, f.header.Length)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return c
+}
+
+// TestRanges reads parts at random, of whole and of damaged files, with much and
+// with little memory.
 func TestRanges(t *testing.T) {
 	t.Parallel()
-	c := erasure.New(erasure.Options{})
 	r := seeded(t)
-	for range 300 {
+	codecs := []*erasure.Codec{erasure.New(erasure.Options{}), poor(t, r)}
+	for n := range 400 {
+		c := codecs[n%2]
 		k, m := 1+r.IntN(8), 1+r.IntN(4)
 		f := encodeRandom(t, c, r, k, m, 1+r.IntN(100), 1+r.IntN(3000)).clone()
 		for _, i := range r.Perm(k + m)[:r.IntN(m+1)] {
@@ -504,21 +520,52 @@ func TestBreaksOff(t *testing.T) {
 	f.check(t, c, "each breaks off once")
 }
 
-// TestMemory: those that read wait for memory, and are told if they wait for too
-// long.
+// TestMemory: where others hold memory files are read with little of it, whole or
+// not, and those that get none are told if they wait for too long.
 func TestMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := erasure.New(erasure.Options{Memory: 1 << 20, Patience: time.Second})
-		f := encodeRandom(t, c, rand.New(rand.NewPCG(1, 1)), 6, 3, 64<<10, 3<<20)
-		s, err := c.Open(t.Context(), erasure.Read{Header: f.header, Places: f.disks}, 0, f.header.Length)
-		if err != nil {
+		c := erasure.New(erasure.Options{Memory: 4 << 20, Patience: time.Second})
+		whole := encodeRandom(t, c, rand.New(rand.NewPCG(1, 1)), 4, 2, 64<<10, 3<<20)
+		f := whole.clone()
+		var held []*erasure.Stream
+		hold := func(n int) error {
+			for range n {
+				s, err := c.Open(t.Context(), erasure.Read{Header: f.header, Places: whole.disks}, 0, f.header.Length)
+				if err != nil {
+					return err
+				}
+				held = append(held, s)
+			}
+			return nil
+		}
+		if err := hold(2); err != nil { // one that reads ahead, and one with little
 			t.Fatal(err)
 		}
-		if _, _, err := f.read(t.Context(), c, 0, f.header.Length); !errors.Is(err, erasure.ErrBusy) {
-			t.Errorf("error %v", err)
+		f.check(t, c, "with little")
+		f.flip(0, 1)
+		f.flip(2, 2)
+		f.flip(3, 2)
+		remove(f, 4)
+		if _, _, err := f.read(t.Context(), c, 0, f.header.Length); !errors.Is(err, erasure.ErrTooFew) {
+			t.Errorf("three of six bad: error %v", err)
 		}
-		s.Close()
-		f.check(t, c, "after the other")
+		f.flip(3, 2)
+		f.check(t, c, "with little, degraded")
+		remove(f, 2)
+		f.flip(0, 1)
+		f.check(t, c, "with little, degraded all along")
+		if err := hold(10); !errors.Is(err, erasure.ErrBusy) {
+			t.Errorf("with nothing: error %v", err)
+		}
+		for _, s := range held {
+			var b bytes.Buffer
+			if _, err := s.WriteTo(&b); err != nil || !bytes.Equal(b.Bytes(), f.content) {
+				t.Errorf("one that held memory: error %v", err)
+			}
+			s.Close()
+		}
+		held = nil
+		f.check(t, c, "after the others")
 	})
 }
 

@@ -417,7 +417,7 @@ func TestMetricsAreDocumented(t *testing.T) {
 	name := regexp.MustCompile(`\bmogile_(?:tracker|monitor|replicate|delete|fsck|reap|drain|rebalance|device|storaged)_[a-z_]+`)
 	have := make(map[string]bool)
 	for _, dir := range []string{"tracker", "tracker/status", "tracker/monitor", "tracker/replicate", "tracker/delete",
-		"tracker/fsck", "tracker/reap", "tracker/drain", "tracker/rebalance", "storaged", "storaged/transfer"} {
+		"tracker/fsck", "tracker/reap", "tracker/drain", "tracker/rebalance", "storaged", "storaged/transfer", "storaged/coding", "storaged/peers"} {
 		names, err := filepath.Glob(filepath.Join(root, dir, "*.go"))
 		if err != nil {
 			t.Fatal(err)

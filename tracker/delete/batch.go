@@ -304,10 +304,7 @@ func (b *batch) read(ctx context.Context, fids []protocol.FID) error {
 		return fmt.Errorf("read the locations of %d deletions: %w", len(fids), err)
 	}
 	b.encoded = make(map[protocol.FID]bool)
-	if b.w.coded == nil {
-		return nil
-	}
-	encodings, err := b.w.coded.EncodingsOf(ctx, fids)
+	encodings, err := b.w.o.Store.EncodingsOf(ctx, fids)
 	if err != nil {
 		return fmt.Errorf("read the encodings of %d deletions: %w", len(fids), err)
 	}

@@ -54,6 +54,7 @@ type Store interface {
 	FinishDeletion(ctx context.Context, job schema.Job) (bool, error)
 	FilesByFID(ctx context.Context, fids []protocol.FID) ([]schema.LocatedFile, error)
 	LocationsOf(ctx context.Context, fids []protocol.FID) (map[protocol.FID][]protocol.DevID, error)
+	EncodingsOf(ctx context.Context, fids []protocol.FID) (map[protocol.FID]schema.Encoding, error)
 	DeletedLocations(ctx context.Context, fid protocol.FID, devs []protocol.DevID) error
 	QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error
 	AdoptOldDeletions(ctx context.Context, limit int) (int, error)
@@ -105,7 +106,6 @@ type Worker struct {
 	files   *work.Feed // file_to_delete2
 	copies  *work.Feed // copy_to_delete
 	devices *work.Limiter
-	coded   schema.Encodings // nil where the store has none
 	metrics metrics
 	chores  chores
 
@@ -160,7 +160,6 @@ func New(o Options) *Worker {
 		o.Rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	}
 	w := &Worker{o: o, rand: o.Rand, metrics: newMetrics(o.Metrics), devices: work.NewLimiter(o.PerDevice)}
-	w.coded, _ = o.Store.(schema.Encodings)
 	w.pool = work.NewPool("delete", o.Jobs, w.work, o.Log)
 	w.pool.Notify, w.pool.Watchdog = o.Notify, watchdog
 	if o.Numbers != nil {

@@ -33,6 +33,7 @@ type Store interface {
 	FilesOn(ctx context.Context, dev protocol.DevID, after protocol.FID, newest bool, limit int) ([]schema.LocatedFile, error)
 	QueueMoves(ctx context.Context, moves []schema.Move, change schema.SettingsChange) error
 	PendingDeletions(ctx context.Context, fids []protocol.FID) (map[protocol.FID][]protocol.DevID, error)
+	EncodingsOf(ctx context.Context, fids []protocol.FID) (map[protocol.FID]schema.Encoding, error)
 	Topology(ctx context.Context) (schema.TopologyRows, error)
 	HoldLease(ctx context.Context, name, owner string, ttl time.Duration) (bool, error)
 	ReleaseLease(ctx context.Context, name, owner string) error
@@ -350,6 +351,9 @@ func (d *Drainer) page(ctx context.Context, j *judge, on *cluster.Device) (queue
 	if err != nil {
 		return 0, false, err
 	}
+	if j.encodings, err = d.o.Store.EncodingsOf(ctx, fidsOf(files)); err != nil {
+		return 0, false, fmt.Errorf("read the encodings of %d files: %w", len(files), err)
+	}
 	var moves []schema.Move
 	var blocked int64
 	for _, f := range files {
@@ -376,6 +380,14 @@ func (d *Drainer) page(ctx context.Context, j *judge, on *cluster.Device) (queue
 	}
 	d.endRound(on.ID, k)
 	return len(moves), true, nil
+}
+
+func fidsOf(files []schema.LocatedFile) []protocol.FID {
+	fids := make([]protocol.FID, len(files))
+	for i, f := range files {
+		fids[i] = f.FID
+	}
+	return fids
 }
 
 // endRound decides when a device is looked at again.

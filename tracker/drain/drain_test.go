@@ -498,3 +498,57 @@ func TestExamine(t *testing.T) {
 		t.Errorf("cancelled: %v", err)
 	}
 }
+
+// TestShardsLeave wants the shards of a device to be moved where others may have
+// them, and says why they stay where none may.
+func TestShardsLeave(t *testing.T) {
+	const files = 7
+	put := func(r *rig) {
+		r.cluster.MakeShards()
+		for fid := protocol.FID(1); fid <= files; fid++ {
+			r.store.PutEncoded(schema.File{FID: fid, DMID: 1, ClassID: 6, Key: fid.String(), Length: 5},
+				schema.Encoding{FID: fid, ID: 1, K: 3, M: 2, Block: 4096, Epoch: 1, Devices: []protocol.DevID{1, 2, 3, 4, 5}})
+		}
+		r.status(1, schema.DeviceDrain)
+	}
+	for name, c := range map[string]struct {
+		setup func(*rig)
+		want  drain.Reason
+	}{
+		"to a device more": {setup: func(*rig) {}, want: drain.Waiting},
+		"with a host away": {setup: func(r *rig) {
+			r.cluster.Change(3, func(_ *cluster.Device, h *cluster.Host) { h.Observed = cluster.HostUnreachable })
+		}, want: drain.Waiting},
+		"nowhere": {setup: func(r *rig) { r.status(6, schema.DeviceDown) }, want: drain.NoDevice},
+		"unmakable": {setup: func(r *rig) {
+			r.status(2, schema.DeviceDown)
+			r.status(3, schema.DeviceDown)
+			r.status(4, schema.DeviceDown)
+		}, want: drain.NoCopy},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := newRig(t)
+				put(r)
+				c.setup(r)
+				r.begin(1)
+				d := r.drainer("a")
+				found, err := d.Examine(t.Context(), r.cluster.Snapshot(), r.cluster.Snapshot().Device(1), true)
+				if err != nil || found.Looked != files || found.Reasons[c.want] != files {
+					t.Errorf("%+v, %v; want %s", found, err, c.want)
+				}
+				stop := r.start("a")
+				time.Sleep(10 * time.Second) // in a bubble: fake time
+				synctest.Wait()
+				stop()
+				want := 0
+				if c.want == drain.Waiting {
+					want = files
+				}
+				if got := r.store.Rows(schema.QueueRebalance); got != want {
+					t.Errorf("%d moves are queued, want %d", got, want)
+				}
+			})
+		})
+	}
+}

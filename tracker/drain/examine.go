@@ -33,7 +33,8 @@ type Example struct {
 
 // Examine says why files are still on a device, by looking at the first 2,000 of
 // them. With sizes, where all of them could be moved by what is known, it looks
-// for copies of the first five that are missing or of another length.
+// for copies of the first five that are missing or of another length. Shards are
+// fsck's to look at: which are bad cannot be told by asking for the file.
 func (d *Drainer) Examine(ctx context.Context, snap *cluster.Snapshot, on *cluster.Device, sizes bool) (Findings, error) {
 	found := Findings{Reasons: make(map[Reason]int64)}
 	j := newJudge(snap, d.o.MinFreeMB)
@@ -44,9 +45,9 @@ func (d *Drainer) Examine(ctx context.Context, snap *cluster.Snapshot, on *clust
 		if err != nil {
 			return found, fmt.Errorf("read the files on dev%d: %w", on.ID, err)
 		}
-		fids := make([]protocol.FID, len(files))
-		for i, f := range files {
-			fids[i] = f.FID
+		fids := fidsOf(files)
+		if j.encodings, err = d.o.Store.EncodingsOf(ctx, fids); err != nil {
+			return found, fmt.Errorf("read the encodings of files on dev%d: %w", on.ID, err)
 		}
 		pending, err := d.o.Store.PendingDeletions(ctx, fids)
 		if err != nil {
@@ -55,7 +56,7 @@ func (d *Drainer) Examine(ctx context.Context, snap *cluster.Snapshot, on *clust
 		for _, f := range files {
 			why, text := j.why(f, on, pending[f.FID], nil)
 			found.note(f.File, why, text)
-			if why == Waiting && len(waiting) < maxExamples {
+			if _, coded := j.encodings[f.FID]; why == Waiting && !coded && len(waiting) < maxExamples {
 				waiting = append(waiting, f)
 			}
 		}

@@ -26,7 +26,7 @@ const (
 )
 
 // Why says why a file is still on a device, and explains it in words for people.
-// Broken are copies that were found to be missing or wrong.
+// Broken are copies, or shards, that were found to be missing or wrong.
 func Why(p placement.Policy, q placement.Question, from *cluster.Device, broken []protocol.DevID) (Reason, string) {
 	if !from.LetsDelete() {
 		host := "the device has no host"
@@ -34,6 +34,9 @@ func Why(p placement.Policy, q placement.Question, from *cluster.Device, broken 
 			host = fmt.Sprintf("host %s is %s", from.Host.Name, from.Host.Status)
 		}
 		return NotDeletable, fmt.Sprintf("nothing can be deleted from the device: it is %s, %s", from.Status, host)
+	}
+	if q.Encoded != nil {
+		return whyShard(p, q, from, broken)
 	}
 	on := slices.Clone(q.On)
 	var away []protocol.DevID // other copies that cannot be read, or are not right
@@ -62,12 +65,30 @@ func Why(p placement.Policy, q placement.Question, from *cluster.Device, broken 
 	return NoDevice, fmt.Sprintf("%s, mindevcount %d, finds no other device", p, q.MinDevCount)
 }
 
+// whyShard is Why for a file that is kept in shards.
+func whyShard(p placement.Policy, q placement.Question, from *cluster.Device, broken []protocol.DevID) (Reason, string) {
+	now := *q.Encoded
+	now.Shards = slices.Clone(now.Shards)
+	for i, s := range now.Shards {
+		now.Shards[i].Readable = s.Readable && !slices.Contains(broken, s.Device.ID)
+	}
+	q.Encoded = &now
+	if _, ok := placement.Away(p, q, from.ID, nil); ok {
+		return Waiting, "its turn has not come"
+	}
+	if n := now.Readable(); n < now.K {
+		return NoCopy, fmt.Sprintf("%d of its shards can be read now, and %d are needed", n, now.K)
+	}
+	return NoDevice, fmt.Sprintf("no other device may have its shard: each has one, takes none, or is on a host that has %d", now.M)
+}
+
 // judge says why files are still on devices, by one snapshot.
 type judge struct {
 	snap      *cluster.Snapshot
 	minFreeMB int64
 	rng       *rand.Rand
 	policies  map[*cluster.Class]placement.Policy // nil: one that makes no sense
+	encodings map[protocol.FID]schema.Encoding    // of the files that are judged
 }
 
 func newJudge(snap *cluster.Snapshot, minFreeMB int64) *judge {
@@ -92,6 +113,10 @@ func (j *judge) why(f schema.LocatedFile, from *cluster.Device, pending, broken 
 	}
 	q := placement.Question{
 		Devices: j.snap.DeviceList, Skip: pending, MinDevCount: class.MinDevCount, MinFreeMB: j.minFreeMB, Rand: j.rng,
+	}
+	if e, ok := j.encodings[f.FID]; ok {
+		q.Length, q.Encoded = f.Length, placement.EncodedAs(e, f.Devices, j.snap)
+		return Why(policy, q, from, broken)
 	}
 	for _, d := range counting(j.snap, f) {
 		q.On = append(q.On, placement.Placement{Device: d, Readable: d.Readable()})

@@ -32,6 +32,9 @@ type CheckStore interface {
 	DropBadLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
 	Recount(ctx context.Context, fids []protocol.FID) ([]protocol.FID, error)
 	QueueReplication(ctx context.Context, fids []protocol.FID, from protocol.DevID, delay time.Duration) error
+	EncodingsOf(ctx context.Context, fids []protocol.FID) (map[protocol.FID]schema.Encoding, error)
+	PlaceShards(ctx context.Context, fid protocol.FID, encoding uint64, epoch int, placed map[int]protocol.DevID, seen []protocol.DevID) (schema.Encoding, error)
+	RecordDecoding(ctx context.Context, fid protocol.FID, encoding uint64, devs, seen []protocol.DevID) error
 	LogFsck(ctx context.Context, events []schema.FsckEvent) error
 }
 
@@ -92,10 +95,9 @@ const (
 // Checker checks files and repairs what it can. It is safe for concurrent use.
 type Checker struct {
 	o       CheckerOptions
-	shards  schema.Encodings // nil where the store has none
-	asks    *work.Limiter    // runs of questions for sizes
-	reads   *work.Limiter    // reads of content
-	readers chan struct{}    // holds one element for each copy that is read
+	asks    *work.Limiter // runs of questions for sizes
+	reads   *work.Limiter // reads of content
+	readers chan struct{} // holds one element for each copy that is read
 	metrics checkMetrics
 
 	mu   sync.Mutex // guards rand
@@ -145,7 +147,6 @@ func NewChecker(o CheckerOptions) *Checker {
 			}),
 		},
 	}
-	c.shards, _ = o.Store.(schema.Encodings)
 	if o.Metrics != nil {
 		o.Metrics.MustRegister(c.metrics.files, c.metrics.events, c.metrics.bytes)
 	}

@@ -366,10 +366,10 @@ func (b *batch) act(ctx context.Context, r *repair) error {
 func (b *batch) change(ctx context.Context, r *repair) error {
 	store, fid, devs := b.c.o.Store, r.file.FID, r.file.Devices
 	if r.found != 0 && r.encoding != nil {
-		return b.c.shards.RecordDecoding(ctx, fid, r.encoding.ID, []protocol.DevID{r.found}, devs)
+		return store.RecordDecoding(ctx, fid, r.encoding.ID, []protocol.DevID{r.found}, devs)
 	}
 	if len(r.placed) > 0 {
-		e, err := b.c.shards.PlaceShards(ctx, fid, r.encoding.ID, r.epoch, r.placed, devs)
+		e, err := store.PlaceShards(ctx, fid, r.encoding.ID, r.epoch, r.placed, devs)
 		if err != nil {
 			return err
 		}

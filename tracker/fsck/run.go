@@ -840,9 +840,6 @@ func (w *Worker) recheckRows(ctx context.Context, leases []*work.Lease, content 
 	if content {
 		m = modeOf(schema.SweepScrub, settings)
 	}
-	if StateOf(schema.SweepScrub, settings).Running() { // it may be scrub that could not check it
-		m.Content = true
-	}
 	fids := make([]protocol.FID, len(leases))
 	for i, l := range leases {
 		fids[i] = l.Job().FID

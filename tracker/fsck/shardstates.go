@@ -50,14 +50,14 @@ var errNoShards = errors.New("its storage daemon does not have shards, or not fo
 
 // encodings reads which files are encoded, and how.
 func (b *batch) encodings(ctx context.Context, files []schema.LocatedFile) (map[protocol.FID]schema.Encoding, error) {
-	if len(files) == 0 || b.c.shards == nil {
+	if len(files) == 0 {
 		return nil, nil
 	}
 	fids := make([]protocol.FID, len(files))
 	for i, f := range files {
 		fids[i] = f.FID
 	}
-	rows, err := b.c.shards.EncodingsOf(ctx, fids)
+	rows, err := b.c.o.Store.EncodingsOf(ctx, fids)
 	if err != nil {
 		return nil, fmt.Errorf("read the encodings of %d fids: %w", len(fids), err)
 	}

@@ -23,6 +23,7 @@ type StrayStore interface {
 	FilesByFID(ctx context.Context, fids []protocol.FID) ([]schema.LocatedFile, error)
 	DebugFile(ctx context.Context, fid protocol.FID) (schema.FileDebug, error)
 	HighestFID(ctx context.Context) (inFile, issued protocol.FID, err error)
+	EncodingsOf(ctx context.Context, fids []protocol.FID) (map[protocol.FID]schema.Encoding, error)
 }
 
 // StrayStorage is what it asks of storage daemons. [storage.Client] does it.
@@ -48,7 +49,6 @@ type StrayOptions struct {
 // does not do. It keeps nothing from one page to the next.
 type Strays struct {
 	o       StrayOptions
-	shards  schema.Encodings // nil where the store has none
 	trashed *prometheus.CounterVec
 }
 
@@ -58,7 +58,6 @@ func NewStrays(o StrayOptions) *Strays {
 		Name: "mogile_strays_deleted_total",
 		Help: "Strays that were to be deleted, by what became of them: trashed, missing, changed (rewritten meanwhile), failed, kept (something may need or works on them).",
 	}, []string{"result"})}
-	s.shards, _ = o.Store.(schema.Encodings)
 	if o.Metrics != nil {
 		o.Metrics.MustRegister(s.trashed)
 	}
@@ -280,10 +279,7 @@ func (s *Strays) unknown(ctx context.Context, dev protocol.DevID, files []protoc
 
 // encodings reads how fids are encoded.
 func (s *Strays) encodings(ctx context.Context, fids ...protocol.FID) (map[protocol.FID]schema.Encoding, error) {
-	if s.shards == nil {
-		return nil, nil
-	}
-	rows, err := s.shards.EncodingsOf(ctx, fids)
+	rows, err := s.o.Store.EncodingsOf(ctx, fids)
 	if err != nil {
 		return nil, fmt.Errorf("strays: read the encodings of %d fids: %w", len(fids), err)
 	}

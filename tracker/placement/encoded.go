@@ -1,6 +1,12 @@
 package placement
 
-import "github.com/mogile/mogile/tracker/cluster"
+import (
+	"slices"
+
+	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/schema"
+	"github.com/mogile/mogile/tracker/cluster"
+)
 
 // Encoded is how a file is encoded, and where its shards are.
 type Encoded struct {
@@ -15,6 +21,18 @@ type ShardPlacement struct {
 	Index    int // 0 to K+M-1
 	Device   *cluster.Device
 	Readable bool // it can be read now: neither its device nor its host is away
+}
+
+// EncodedAs is a file that is encoded as e and recorded on devices, as of a
+// snapshot: shards on devices that are dead, or not known, do not count.
+func EncodedAs(e schema.Encoding, recorded []protocol.DevID, snap *cluster.Snapshot) *Encoded {
+	encoded := &Encoded{K: e.K, M: e.M, Block: e.Block}
+	for i, dev := range e.Devices {
+		if d := snap.Device(dev); d != nil && !d.Dead() && slices.Contains(recorded, dev) {
+			encoded.Shards = append(encoded.Shards, ShardPlacement{Index: i, Device: d, Readable: d.Readable()})
+		}
+	}
+	return encoded
 }
 
 // Spare is how many more shards can be lost until the file is. It is below 0

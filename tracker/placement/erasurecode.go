@@ -88,7 +88,11 @@ func (p ErasureCode) encode(q Question) (plan Plan, why string) {
 	n := p.K + p.M
 	able, away := shardDevices(q, p.K, nil)
 	if len(able) < n {
-		return Plan{}, fmt.Sprintf("%s needs %d devices that take shards, and there are %d now", p, n, len(able))
+		why = fmt.Sprintf("%s needs %d devices that take shards, and there are %d now", p, n, len(able))
+		if len(able)+len(away) >= n {
+			why += " (away, failing, or with a deletion of the file to come: " + names(away) + ")"
+		}
+		return Plan{}, why
 	}
 	s := newSpread(p.M, nil, able, q.Rand)
 	shards := s.take(1, func(d *cluster.Device) bool { return anyOn(q.On, func(o *cluster.Device) bool { return o.ID == d.ID }) })

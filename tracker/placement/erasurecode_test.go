@@ -96,6 +96,7 @@ func TestErasureCode(t *testing.T) {
 		{"full devices do not count", "ErasureCode(4,2)", "h1: d1* d2=full; h2: d3* d4; h3: d5* d6", 1 << 20, "wait: ErasureCode(4, 2) needs 6 devices that take shards, and there are 5 now"},
 		{"nor do those that make no shards", "ErasureCode(4,2)", "h1: d1* d2; h2: d3* d4; h3 (other): d5* d6", 1 << 20, "wait: ErasureCode(4, 2) needs 6 devices that take shards, and there are 4 now"},
 		{"nor do those in drain", "ErasureCode(4,2)", "h1: d1* d2=drain; h2: d3* d4; h3: d5* d6", 1 << 20, "wait: ErasureCode(4, 2) needs 6 devices that take shards, and there are 5 now"},
+		{"those that are away are named", "ErasureCode(2,1)", "h1: d1* d2=away; h2: d3*; h3: d4=down", 1 << 20, "wait: ErasureCode(2, 1) needs 3 devices that take shards, and there are 2 now (away, failing, or with a deletion of the file to come: dev2)"},
 		{"a file too large for the devices", "ErasureCode(2,1)", "h1: d1*; h2: d2*; h3: d3=half", 1001 << 20, "wait: ErasureCode(2, 1) needs 3 devices that take shards, and there are 2 now"},
 		{"copies wait for a host that is away", "ErasureCode(3,1)", "h1: d1* d2 d3; h2: d4* d5; h3: d6; h4 (down): d7 d8", 1 << 20, "encode 3+1 h1=2 h2=1 h3=1;encode 3+1 h1=1 h2=2 h3=1"},
 		{"if it would help", "ErasureCode(3,1)", "h1: d1* d2 d3; h2: d4* d5; h3: d6; h4: d7=away d8=away", 1 << 20, "wait: a host would have more than 1 shards, which it need not when these devices take shards again: dev7, dev8"},

@@ -170,15 +170,24 @@ type mover struct {
 	minFreeMB int64
 	rng       *rand.Rand
 	policies  map[*cluster.Class]placement.Policy // nil: one that makes no sense
+	encodings map[protocol.FID]schema.Encoding    // of the files that are moved
 }
 
-func newMover(snap *cluster.Snapshot, minFreeMB int64, rng *rand.Rand) *mover {
-	return &mover{snap: snap, minFreeMB: minFreeMB, rng: rng, policies: make(map[*cluster.Class]placement.Policy)}
+func newMover(snap *cluster.Snapshot, minFreeMB int64, rng *rand.Rand, encodings map[protocol.FID]schema.Encoding) *mover {
+	return &mover{snap: snap, minFreeMB: minFreeMB, rng: rng, policies: make(map[*cluster.Class]placement.Policy), encodings: encodings}
 }
 
-// target is where the copy of a file on from is moved to, of the devices with
-// room for it, so that the file's policy is satisfied. It reports false where
-// there is none, or where it would take more than one copy.
+// bytes is what a move of the file moves: the file, or a shard of it.
+func (m *mover) bytes(f schema.LocatedFile) int64 {
+	if e, ok := m.encodings[f.FID]; ok {
+		return (f.Length + int64(e.K) - 1) / int64(e.K)
+	}
+	return f.Length
+}
+
+// target is where the copy, or the shard, of a file on from is moved to, of the
+// devices with room for it, so that the file's policy is satisfied. It reports
+// false where there is none, or where it would take more than one copy.
 func (m *mover) target(f schema.LocatedFile, from protocol.DevID, room Quotas) (protocol.DevID, bool) {
 	class := m.snap.Class(f.DMID, f.ClassID)
 	if class == nil {
@@ -192,17 +201,22 @@ func (m *mover) target(f schema.LocatedFile, from protocol.DevID, room Quotas) (
 	if policy == nil {
 		return 0, false
 	}
-	q := placement.Question{Devices: m.snap.DeviceList, MinDevCount: class.MinDevCount, MinFreeMB: m.minFreeMB, Rand: m.rng}
+	q := placement.Question{Devices: m.snap.DeviceList, Length: f.Length, MinDevCount: class.MinDevCount, MinFreeMB: m.minFreeMB, Rand: m.rng}
 	readable := false
-	for _, dev := range f.Devices {
-		if d := m.snap.Device(dev); d != nil && !d.Dead() {
-			q.On = append(q.On, placement.Placement{Device: d, Readable: d.Readable()})
-			readable = readable || d.Readable()
+	if e, ok := m.encodings[f.FID]; ok {
+		q.Encoded = placement.EncodedAs(e, f.Devices, m.snap)
+		readable = q.Encoded.Readable() >= e.K
+	} else {
+		for _, dev := range f.Devices {
+			if d := m.snap.Device(dev); d != nil && !d.Dead() {
+				q.On = append(q.On, placement.Placement{Device: d, Readable: d.Readable()})
+				readable = readable || d.Readable()
+			}
 		}
 	}
 	var to []protocol.DevID
 	for dev, bytes := range room {
-		if bytes >= f.Length && bytes > 0 && !slices.Contains(f.Devices, dev) {
+		if bytes >= m.bytes(f) && bytes > 0 && !slices.Contains(f.Devices, dev) {
 			to = append(to, dev)
 		}
 	}

@@ -25,6 +25,7 @@ type Store interface {
 	Ledger
 	FilesOn(ctx context.Context, dev protocol.DevID, after protocol.FID, newest bool, limit int) ([]schema.LocatedFile, error)
 	QueueMoves(ctx context.Context, moves []schema.Move, change schema.SettingsChange) error
+	EncodingsOf(ctx context.Context, fids []protocol.FID) (map[protocol.FID]schema.Encoding, error)
 	SetDeviceState(ctx context.Context, dev protocol.DevID, state string) error
 	Trackers(ctx context.Context) ([]schema.Tracker, error)
 	HoldLease(ctx context.Context, name, owner string, ttl time.Duration) (bool, error)
@@ -286,8 +287,16 @@ func (r *run) step(ctx context.Context) error {
 	if len(files) == 0 || r.p.Level > 0 && len(room) == 0 {
 		return r.end(ctx)
 	}
+	fids := make([]protocol.FID, len(files))
+	for i, f := range files {
+		fids[i] = f.FID
+	}
+	encodings, err := b.o.Store.EncodingsOf(ctx, fids)
+	if err != nil {
+		return fmt.Errorf("read the encodings of %d files: %w", len(files), err)
+	}
 	before := r.s
-	moves := r.choose(files, to, room, quotas)
+	moves := r.choose(files, encodings, to, room, quotas)
 	r.s.LatestRun = r.facts.Now.Unix()
 	if len(moves) == 0 {
 		r.s.LatestEmptyRun = r.s.LatestRun
@@ -308,15 +317,15 @@ func (r *run) step(ctx context.Context) error {
 
 // choose decides which of a source's files are moved, and where. It counts them
 // in the state, in room and in quotas.
-func (r *run) choose(files []schema.LocatedFile, to []protocol.DevID, room, quotas Quotas) []schema.Move {
-	m := newMover(r.snap, r.b.o.MinFreeMB, r.b.rng)
+func (r *run) choose(files []schema.LocatedFile, encodings map[protocol.FID]schema.Encoding, to []protocol.DevID, room, quotas Quotas) []schema.Move {
+	m := newMover(r.snap, r.b.o.MinFreeMB, r.b.rng, encodings)
 	var moves []schema.Move
 	for _, f := range files {
 		if r.s.usedUp(r.p) {
 			break
 		}
 		r.s.LastFID = f.FID
-		if !r.s.allows(r.p, f.Length) {
+		if !r.s.allows(r.p, m.bytes(f)) {
 			continue
 		}
 		move := schema.Move{FID: f.FID, From: r.s.Current}
@@ -326,9 +335,9 @@ func (r *run) choose(files []schema.LocatedFile, to []protocol.DevID, room, quot
 				continue
 			}
 			move.To = []protocol.DevID{dst}
-			room[dst] -= f.Length
+			room[dst] -= m.bytes(f)
 			quotas[dst] = room[dst]
-			quotas[r.s.Current] += f.Length
+			quotas[r.s.Current] += m.bytes(f)
 		} else {
 			// A device that has the file cannot take it.
 			move.To = slices.DeleteFunc(slices.Clone(to), func(dev protocol.DevID) bool { return slices.Contains(f.Devices, dev) })
@@ -340,7 +349,7 @@ func (r *run) choose(files []schema.LocatedFile, to []protocol.DevID, room, quot
 				move.To = move.To[:n]
 			}
 		}
-		r.s.count(r.p, f.Length)
+		r.s.count(r.p, m.bytes(f))
 		moves = append(moves, move)
 	}
 	return moves

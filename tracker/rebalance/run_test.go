@@ -463,3 +463,29 @@ func TestRefusals(t *testing.T) {
 	expect("reset while running", r.command(rebalance.Facts.Reset), "rebal_running")
 	expect("stop", r.command(rebalance.Facts.Stop), "<nil>")
 }
+
+// TestLevelShards moves shards, each to the device that has none of its file's,
+// and counts the bytes of a shard.
+func TestLevelShards(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.cluster.MakeShards()
+		for fid := protocol.FID(1); fid <= 2000; fid++ {
+			r.PutEncoded(schema.File{FID: fid, DMID: 1, ClassID: 6, Key: fid.String(), Length: 1 << 20},
+				schema.Encoding{FID: fid, ID: 1, K: 2, M: 2, Block: 4096, Epoch: 1, Devices: []protocol.DevID{1, 2, 3}})
+		}
+		r.begin("level_spread=5")
+		defer r.start("a")()
+		after(time.Second)
+		jobs, err := r.Claim(t.Context(), schema.QueueRebalance, 10_000, time.Hour)
+		r.must(err)
+		for _, j := range jobs {
+			if j.Arg != "4" {
+				t.Fatalf("fid %d moves from dev%d to %q, which has a shard", j.FID, j.DevID, j.Arg)
+			}
+		}
+		if s := r.state(); len(jobs) == 0 || s.Queued != int64(len(jobs)) || s.Bytes != s.Queued<<19 {
+			t.Errorf("%d moves, counted %d of %d bytes", len(jobs), s.Queued, s.Bytes)
+		}
+	})
+}

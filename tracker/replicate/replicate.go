@@ -59,6 +59,7 @@ import (
 // Store is all that the worker asks of a [schema.Store].
 type Store interface {
 	work.Leaser
+	schema.Encodings
 	Finish(ctx context.Context, jobs []schema.Job) (int, error)
 	FilesByFID(ctx context.Context, fids []protocol.FID) ([]schema.LocatedFile, error)
 	Checksum(ctx context.Context, fid protocol.FID) (protocol.Checksum, error)
@@ -121,7 +122,6 @@ type Worker struct {
 	moves   *work.Feed // file_to_queue, of rebalance
 	devices *work.Limiter
 	shards  *work.Limiter
-	coded   schema.Encodings // nil where the store has none
 	waiters *waiters
 	metrics metrics
 
@@ -203,7 +203,6 @@ func New(o Options) *Worker {
 		o: o, rand: o.Rand, metrics: newMetrics(o.Metrics),
 		devices: work.NewLimiter(o.PerDevice), shards: work.NewLimiter(shardsPerCopy * o.PerDevice), waiters: newWaiters(),
 	}
-	w.coded, _ = o.Store.(schema.Encodings)
 	w.pool = work.NewPool("replicate", o.Jobs, w.work, o.Log)
 	w.pool.Notify, w.pool.Watchdog = o.Notify, watchdog
 	if o.Numbers != nil {

@@ -40,10 +40,7 @@ const (
 // readEncoding reads how the file is encoded.
 func (r *round) readEncoding(ctx context.Context) error {
 	r.encoding = nil
-	if r.w.coded == nil {
-		return nil
-	}
-	found, err := r.w.coded.EncodingsOf(ctx, []protocol.FID{r.file.FID})
+	found, err := r.w.o.Store.EncodingsOf(ctx, []protocol.FID{r.file.FID})
 	if err != nil {
 		return fmt.Errorf("read the encoding of fid %d: %w", r.file.FID, err)
 	}
@@ -59,25 +56,18 @@ func (r *round) lookAtShards() {
 	if r.encoding == nil {
 		return
 	}
-	e := &placement.Encoded{K: r.encoding.K, M: r.encoding.M, Block: r.encoding.Block}
-	for i, dev := range r.encoding.Devices {
-		if d := r.snap.Device(dev); d != nil && !d.Dead() && slices.Contains(r.file.Devices, dev) {
-			e.Shards = append(e.Shards, placement.ShardPlacement{
-				Index: i, Device: d, Readable: d.Readable() && !slices.Contains(r.badShards, i),
-			})
+	r.encoded = placement.EncodedAs(*r.encoding, r.file.Devices, r.snap)
+	for i, s := range r.encoded.Shards {
+		if slices.Contains(r.badShards, s.Index) {
+			r.encoded.Shards[i].Readable = false
 		}
 	}
-	r.encoded = e
 }
 
 // code does what a plan says about shards. It returns an outcome where there is
 // nothing more to do.
 func (r *round) code(ctx context.Context, plan placement.Plan) (outcome, error) {
-	switch {
-	case r.w.coded == nil: // a store without encodings
-		r.why = "the database knows no encodings"
-		return noSuggestion, nil
-	case !r.legible():
+	if !r.legible() {
 		return r.sourceDown(), nil
 	}
 	switch plan.Verdict {
@@ -265,7 +255,7 @@ func (r *round) recordEncoding(ctx context.Context, e schema.Encoding) (bool, er
 		if err := r.announceShards(ctx, e.Devices); err != nil {
 			return false, err
 		}
-		err := r.w.coded.RecordEncoding(ctx, e, r.file.Devices)
+		err := r.w.o.Store.RecordEncoding(ctx, e, r.file.Devices)
 		switch {
 		case err == nil:
 			r.encoding = &e
@@ -442,17 +432,10 @@ func (r *round) recordShards(ctx context.Context, epoch int, placed map[int]prot
 		return false, err
 	}
 	was := r.encoding.Devices
-	now, err := r.w.coded.PlaceShards(ctx, r.file.FID, r.encoding.ID, epoch, placed, r.file.Devices)
+	now, err := r.w.o.Store.PlaceShards(ctx, r.file.FID, r.encoding.ID, epoch, placed, r.file.Devices)
 	switch {
 	case err == nil:
-		left := slices.DeleteFunc(slices.Clone(r.file.Devices), func(dev protocol.DevID) bool {
-			return slices.Contains(was, dev) && !slices.Contains(now.Devices, dev)
-		})
-		for _, dev := range devs {
-			if !slices.Contains(left, dev) {
-				left = append(left, dev)
-			}
-		}
+		left, _ := now.Locations(*r.encoding, placed, r.file.Devices)
 		for i := range placed {
 			delete(r.announced, announcement{was[i], schema.Shard})
 			if !slices.Contains(now.Devices, was[i]) {
@@ -524,7 +507,7 @@ func (r *round) decode(ctx context.Context, to []*cluster.Device) (outcome, erro
 			return "", err
 		}
 	}
-	err := r.w.coded.RecordDecoding(ctx, r.file.FID, r.encoding.ID, devs, r.file.Devices)
+	err := r.w.o.Store.RecordDecoding(ctx, r.file.FID, r.encoding.ID, devs, r.file.Devices)
 	switch {
 	case err == nil:
 	case errors.Is(err, schema.ErrGone):

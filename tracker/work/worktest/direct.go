@@ -29,7 +29,12 @@ func (d *Disks) Trash(_ context.Context, _ string, o protocol.TrashOrder) (map[p
 	results := make(map[protocol.FID]protocol.TrashResult)
 	for _, f := range o.Files {
 		r := protocol.TrashResult{FID: f.FID, What: protocol.TrashMissing}
-		if content, ok := d.content[o.Dev][f.FID]; ok {
+		at := protocol.FIDOn{FID: f.FID, Dev: o.Dev}
+		if sh, ok := d.shards[at]; ok && f.Shard {
+			r.What = protocol.Trashed
+			delete(d.shards, at)
+			d.trashed = append(d.trashed, sh.content)
+		} else if content, ok := d.content[o.Dev][f.FID]; ok && !f.Shard {
 			r.What = protocol.Trashed
 			delete(d.content[o.Dev], f.FID)
 			d.trashed = append(d.trashed, content)

@@ -71,10 +71,10 @@ func (s *Store) goes(fid protocol.FID, dev protocol.DevID, what schema.What) {
 	s.rows[Key{schema.QueueCopyDelete, fid, dev}] = &Row{What: what, NextTry: now()}
 }
 
-// comes removes a shard's entry.
+// comes removes a shard's entry, and that of bad bytes.
 func (s *Store) comes(fid protocol.FID, dev protocol.DevID) {
 	k := Key{schema.QueueCopyDelete, fid, dev}
-	if r := s.rows[k]; r != nil && r.What == schema.Shard {
+	if r := s.rows[k]; r != nil && (r.What == schema.Shard || r.What == schema.Bad) {
 		delete(s.rows, k)
 	}
 }
@@ -146,6 +146,9 @@ func (s *Store) PlaceShards(ctx context.Context, fid protocol.FID, encoding uint
 
 // RecordDecoding is [schema.Encodings.RecordDecoding].
 func (s *Store) RecordDecoding(ctx context.Context, fid protocol.FID, encoding uint64, devs, seen []protocol.DevID) error {
+	if err := schema.CheckCopies(fid, devs); err != nil {
+		return err
+	}
 	if err := s.begin(ctx, "RecordDecoding"); err != nil {
 		return err
 	}

@@ -368,8 +368,15 @@ func (s *Store) Reap(ctx context.Context, dev protocol.DevID, limit int) (int, e
 			continue
 		}
 		k := Key{Queue: schema.QueueReplicate, FID: fid}
-		if r := s.rows[k]; !s.insert(k, Row{NextTry: now() + 1}) && r.NextTry != 0 && r.NextTry != schema.EndOfTime {
+		at := now() + 1
+		if e, ok := s.encodings[fid]; ok {
+			at = schema.Urgency(int64(len(s.locations[fid]) - e.K))
+		}
+		if r := s.rows[k]; !s.insert(k, Row{NextTry: at}) && r.NextTry != 0 && r.NextTry != schema.EndOfTime {
 			r.NextTry-- // ends the lease
+			if at < schema.Urgencies {
+				r.NextTry = min(r.NextTry, at)
+			}
 		}
 	}
 	return len(fids), nil
@@ -410,9 +417,9 @@ func (s *Store) BytesOn(ctx context.Context, devs []protocol.DevID) (map[protoco
 	for _, dev := range devs {
 		sums[dev] = 0
 		for _, fid := range s.on(dev) {
-			if f, ok := s.files[fid]; ok {
-				sums[dev] += f.Length
-			}
+			f := s.files[fid] // of length 0 where it is gone
+			k := int64(max(1, s.encodings[fid].K))
+			sums[dev] += (f.Length + k - 1) / k
 		}
 	}
 	return sums, nil
