@@ -731,8 +731,12 @@ func (w *Worker) checkRange(ctx context.Context, r schema.Range, m Mode) (schema
 			return sum, err
 		}
 		if len(stalled) > 0 {
+			arg := "" // as fsck is set then
+			if m.Content {
+				arg = schema.FsckContent
+			}
 			within, cancel := call(ctx)
-			err := w.o.Store.QueueFsck(within, stalled, RecheckDelay, "")
+			err := w.o.Store.QueueFsck(within, stalled, RecheckDelay, arg)
 			cancel()
 			if err != nil {
 				return sum, fmt.Errorf("queue %d fids that cannot be checked now: %w", len(stalled), err)

@@ -862,6 +862,29 @@ func TestScrubOfStalled(t *testing.T) {
 	})
 }
 
+// TestScrubOfStalledAfterItsEnd reads a file that could not be read before the
+// scrub was over: the row remembers what was to be done.
+func TestScrubOfStalledAfterItsEnd(t *testing.T) {
+	t.Parallel()
+	onStage(t, 60, func(s *stage) {
+		began := time.Now()
+		s.tracker("a", func(_ *Options, i *inspector) {
+			i.stall = func(fid protocol.FID) bool { return fid == s.fids[3] && time.Since(began) < 1500*time.Second }
+		})
+		s.change(func(f Facts) (schema.SettingsChange, error) { return f.StartScrub(ScrubStart{Name: "a"}) })
+		s.finished(schema.SweepScrub, time.Minute)
+		time.Sleep(time.Hour)
+		if n := s.db.Rows(schema.QueueFsck); n != 0 {
+			s.Errorf("%d files wait", n)
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if m, ok := s.last[s.fids[3]]; !ok || !m.Content {
+			s.Errorf("the file was checked as %+v (%v)", m, ok)
+		}
+	})
+}
+
 // TestEmptyCluster starts no rounds where there is nothing to read.
 func TestEmptyCluster(t *testing.T) {
 	t.Parallel()

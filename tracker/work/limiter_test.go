@@ -82,6 +82,7 @@ func TestLimiterSoon(t *testing.T) {
 			t.Errorf("a third that waits: %t after %v", ok, took)
 		}
 		wg.Wait()
+		synctest.Wait() // both may have had the first use that ended
 
 		hung := use(time.Minute)
 		use(time.Minute)
