@@ -82,6 +82,7 @@ func TestLimiterSoon(t *testing.T) {
 			t.Errorf("a third that waits: %t after %v", ok, took)
 		}
 		wg.Wait()
+		synctest.Wait() // one may have given the place of both
 
 		hung := use(time.Minute)
 		use(time.Minute)
