@@ -329,6 +329,40 @@ func TestEncodeOntoFullDisk(t *testing.T) {
 	}
 }
 
+// A source that hangs does not hold up an order of which a target fails meanwhile.
+func TestTargetFailsWhileSourceHangs(t *testing.T) {
+	t.Parallel()
+	g := startGroup(t, nil, []int{1, 2}, []int{3, 4}, []int{5, 6})
+	const length = 400_000
+	begun := make(chan struct{}, 1)
+	source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(length))
+		w.Header().Set("Mogile-Sum", "400000 00000000")
+		_, _ = w.Write(pattern(length / 2))
+		w.(http.Flusher).Flush()
+		begun <- struct{}{}
+		<-r.Context().Done()
+	}))
+	defer source.Close()
+	o := g.order42(length)
+	o.Dev, o.From = 0, source.URL+"/x"
+	ended := make(chan protocol.AnswerLine, 1)
+	go func() {
+		_, l := g.give(g.of[1], protocol.VerbEncode, o.Args())
+		ended <- l
+	}()
+	<-begun
+	eventually(t, "shards are on their way", func() bool {
+		return metric(t, g.of[1], "mogile_storaged_coding_bytes_total", "encode") > 0
+	})
+	g.drop(protocol.DropOrder{FID: 42, Dev: 2, What: protocol.DropShard}, protocol.DropMissing)
+	if l, want := <-ended, (protocol.ShardFailure{Dev: 2}); l.Err == nil || l.Err.Code != "dest_error" || protocol.ParseShardFailure(l.Fields) != want {
+		t.Errorf("%v %v", l.Err, l.Fields)
+	}
+	eventually(t, "nothing is on its way", func() bool { return metric(t, g.of[3], "mogile_storaged_requests_in_flight") == 0 })
+	g.nothing(42)
+}
+
 // An order's rate bounds what is read of the file, and one that cannot end before
 // its deadline is cancelled: neither the source nor a target is at fault.
 func TestRates(t *testing.T) {

@@ -51,18 +51,21 @@ func (c *Coding) encode(ctx context.Context, o *protocol.EncodeOrder, progress f
 		return protocol.EncodeReport{}, blame(ctx, protocol.ErrCopyBusy, 0, err)
 	}
 	defer end()
-	src, code, err := c.rawOf(ctx, o)
+	// Where a target fails a source that hangs is not waited for.
+	work, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	src, code, err := c.rawOf(work, o)
 	if err != nil {
 		return protocol.EncodeReport{}, blame(ctx, code, o.Dev, err)
 	}
 	defer func() { src.Close() }() // opened for reading
 	if !src.known {
 		// Shards begin with the sum of the whole content.
-		sum, err := c.sumOf(ctx, o, src)
+		sum, err := c.sumOf(work, o, src)
 		if err != nil {
 			return protocol.EncodeReport{}, c.blameSource(ctx, o, err)
 		}
-		again, code, err := c.rawOf(ctx, o)
+		again, code, err := c.rawOf(work, o)
 		if err != nil {
 			return protocol.EncodeReport{}, blame(ctx, code, o.Dev, err)
 		}
@@ -74,7 +77,7 @@ func (c *Coding) encode(ctx context.Context, o *protocol.EncodeOrder, progress f
 		return protocol.EncodeReport{}, c.blameSource(ctx, o, fmt.Errorf("%s: %w: %d bytes were stored there", src.name, errContent, src.stored.Length))
 	}
 	h.CRC32C, h.Modified = src.stored.CRC32C, src.modified
-	return c.encodeFrom(ctx, o, h, src, progress)
+	return c.encodeFrom(ctx, work, cancel, o, h, src, progress)
 }
 
 // sumOf reads a file for its sum.
@@ -118,17 +121,16 @@ func steady(o *protocol.EncodeOrder) int64 {
 	return max(o.Rate, int64(o.K)*int64(o.Block)/int64(stripeTime/time.Second))
 }
 
-// encodeFrom sends all shards, and has them committed if everything is well.
-func (c *Coding) encodeFrom(ctx context.Context, o *protocol.EncodeOrder, h erasure.Header, src *raw, progress func(int64)) (protocol.EncodeReport, error) {
+// encodeFrom sends all shards, and has them committed if everything is well. Where
+// something is not, cancel ends work, which is ctx otherwise.
+func (c *Coding) encodeFrom(ctx, work context.Context, cancel context.CancelCauseFunc, o *protocol.EncodeOrder, h erasure.Header, src *raw, progress func(int64)) (protocol.EncodeReport, error) {
 	src.known = true
-	in := c.check(ctx, o, src, progress)
+	in := c.check(work, o, src, progress)
 	if o.Length == 0 {
 		if err := in.check(); err != nil {
 			return protocol.EncodeReport{}, c.blameSource(ctx, o, err)
 		}
 	}
-	work, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	var once sync.Once
 	var first *Error // what went wrong, of the target or the source with which it began
 	size := h.Layout().ShardSize()

@@ -69,17 +69,25 @@ func newFan(ctx context.Context, n int, open func(ctx context.Context, i int) (s
 // serve writes one shard.
 func (f *fan) serve(feed *feed, s sink) error {
 	defer s.Abort() // does nothing after Commit
-	for p := range feed.pieces {
-		_, err := s.Write(p.data)
-		p.done()
-		if err != nil {
-			return err
+	for ctx := s.Context(); ; {
+		select {
+		case p, more := <-feed.pieces:
+			switch {
+			case more:
+				_, err := s.Write(p.data)
+				p.done()
+				if err != nil {
+					return err
+				}
+				continue
+			case f.ctx.Err() != nil: // what came may not be all
+				return context.Cause(f.ctx)
+			}
+			return s.Commit(f.ctx)
+		case <-ctx.Done(): // who deletes the path waits for that
+			return context.Cause(ctx)
 		}
 	}
-	if f.ctx.Err() != nil { // what came may not be all
-		return context.Cause(f.ctx)
-	}
-	return s.Commit(f.ctx)
 }
 
 // ready waits until each shard is open, or has failed.

@@ -13,6 +13,8 @@ import (
 // after an error, unless that is of Commit. It is used by one goroutine at a time.
 type sink interface {
 	io.Writer
+	// Context ends when nothing more is wanted of the shard, as its path was deleted.
+	Context() context.Context
 	// Commit returns nil when the shard is there for good.
 	Commit(ctx context.Context) error
 	Abort()
@@ -55,6 +57,9 @@ type ownSink struct {
 	left int64 // bytes that were not written
 	over bool
 }
+
+// Context implements sink.
+func (s *ownSink) Context() context.Context { return s.ctx }
 
 // Write implements io.Writer.
 func (s *ownSink) Write(p []byte) (int, error) {

@@ -52,6 +52,7 @@ type idleConn struct {
 
 // upload is a shard on its way to another storage daemon.
 type upload struct {
+	ctx  context.Context
 	from *uploads
 	conn net.Conn
 	in   *bufio.Reader // of conn
@@ -117,7 +118,7 @@ func (u *uploads) begin(ctx context.Context, to protocol.Peer, shard protocol.Sh
 	if _, _, err := net.SplitHostPort(host); err != nil {
 		addr = net.JoinHostPort(strings.Trim(host, "[]"), "80")
 	}
-	up := &upload{from: u, addr: addr, to: to, path: "/" + shard.FID.ShardPath(shard.Dev), left: size}
+	up := &upload{ctx: ctx, from: u, addr: addr, to: to, path: "/" + shard.FID.ShardPath(shard.Dev), left: size}
 	order := protocol.NewOrder(protocol.VerbShard, u.now(), permitLife, shard.Args())
 	head := "PUT " + up.path + " HTTP/1.1\r\nHost: " + host + "\r\nContent-Length: " + strconv.FormatInt(size, 10) +
 		"\r\nExpect: 100-continue\r\n" + protocol.OrderHeader + ": " + order.Header(u.key) + "\r\n\r\n"
@@ -165,6 +166,9 @@ func (u *upload) send(write func() error) error {
 func (u *upload) wrap(err error) error {
 	return fmt.Errorf("PUT %s%s: %w", u.to.URL, u.path, err)
 }
+
+// Context implements sink.
+func (u *upload) Context() context.Context { return u.ctx }
 
 // Write sends the next part of the shard.
 func (u *upload) Write(p []byte) (int, error) {

@@ -185,11 +185,15 @@ func (s *shards) start(i int, from, to int64) {
 }
 
 // opens reports whether a shard that is wanted in the stripe is there, for which it
-// is waited no longer than for a block.
+// is waited no longer than for a block. All that have not answered by then are
+// late.
 func (s *shards) opens(i int) bool {
 	o := &s.own[i]
-	if o.reader == nil {
+	if o.block != nil || o.reader == nil {
 		return o.block != nil
+	}
+	if o.reader.late {
+		return false
 	}
 	timer := time.NewTimer(s.hedge)
 	defer timer.Stop()
@@ -198,6 +202,17 @@ func (s *shards) opens(i int) bool {
 		return o.reader.open
 	case <-timer.C:
 	case <-s.ctx.Done():
+	}
+	for j := range s.own {
+		p := &s.own[j]
+		if p.block != nil || !p.comes(s.stripe) {
+			continue
+		}
+		select {
+		case <-p.reader.opened:
+		default:
+			p.reader.late = true
+		}
 	}
 	return false
 }

@@ -3,6 +3,7 @@ package erasure_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -41,6 +42,7 @@ type disks struct {
 	mu     sync.Mutex
 	shards map[protocol.DevID][]byte
 	stuck  map[protocol.DevID]bool // reading waits until it is told to end
+	silent map[protocol.DevID]bool // opening does
 	broken map[protocol.DevID]int  // how many times reading breaks off after a block
 	opens  []access
 }
@@ -55,6 +57,10 @@ var errBroken = errors.New("broke off")
 func (d *disks) Near(dev protocol.DevID) bool { return dev == 1 }
 
 func (d *disks) Open(ctx context.Context, dev protocol.DevID, off, n int64) (io.ReadCloser, error) {
+	if d.silent[dev] {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.opens = append(d.opens, access{dev, off, n})
@@ -126,15 +132,17 @@ func encode(t testing.TB, c *erasure.Codec, h erasure.Header, content []byte) *f
 
 func random(r *rand.Rand, n int) []byte {
 	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(r.Uint32())
+	for i := 0; i < n; i += 8 {
+		var word [8]byte
+		binary.NativeEndian.PutUint64(word[:], r.Uint64())
+		copy(b[i:], word[:])
 	}
 	return b
 }
 
 // clone is a copy with disks that can be damaged.
 func (f *file) clone() *file {
-	d := &disks{shards: map[protocol.DevID][]byte{}, stuck: map[protocol.DevID]bool{}, broken: map[protocol.DevID]int{}}
+	d := &disks{shards: map[protocol.DevID][]byte{}, stuck: map[protocol.DevID]bool{}, silent: map[protocol.DevID]bool{}, broken: map[protocol.DevID]int{}}
 	for dev, b := range f.disks.shards {
 		d.shards[dev] = slices.Clone(b)
 	}
@@ -497,7 +505,14 @@ func TestHedge(t *testing.T) {
 		if took := time.Since(start); took != time.Second {
 			t.Errorf("it took %v", took)
 		}
-		f.disks.stuck[6] = true
+		clear(f.disks.stuck)
+		f.disks.silent[2], f.disks.silent[3] = true, true
+		start = time.Now()
+		f.check(t, c, "two silent")
+		if took := time.Since(start); took != time.Second {
+			t.Errorf("with two that do not even answer it took %v", took)
+		}
+		f.disks.silent[6] = true
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		if _, _, err := f.read(ctx, c, 0, 4000); !errors.Is(err, context.DeadlineExceeded) {

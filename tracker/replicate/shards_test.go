@@ -82,8 +82,8 @@ func TestFilesAreEncoded(t *testing.T) {
 	})
 }
 
-// TestSmallAndImpossible has files that are not encoded: those of which the cluster
-// has too few devices are kept in copies, and it is said why.
+// TestTooFewDevicesForShards has a file that is not encoded: the cluster
+// has too few devices. It is kept in copies.
 func TestTooFewDevicesForShards(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newCodedRig(t, 4, 1)
@@ -282,7 +282,7 @@ func TestRebuildFindsMore(t *testing.T) {
 	})
 }
 
-// class puts a file into another class, as updateclass does.
+// reclass puts a file into another class, as updateclass does.
 func (r *rig) reclass(fid protocol.FID, class schema.ClassID) {
 	r.store.Put(schema.File{FID: fid, DMID: 1, ClassID: class, Key: fid.String(), Length: int64(len(content))}, r.store.Locations(fid)...)
 }
