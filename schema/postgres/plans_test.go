@@ -38,7 +38,7 @@ var planned = []struct {
 	{"fsck events", fsckEvents, "5000, 100", "fsck_log_pkey"},
 	{"fold the log", foldLog, "100, 200", "fsck_log_pkey"},
 	{"last event", lastLogID, "", "fsck_log_pkey"},
-	{"queue fsck", queueFsck, "0, 0, '{1,2}'", ""},
+	{"queue fsck", queueFsck, "0, 0, '{1,2}', 'content'", ""},
 	{"queue moves", queueMoves, "0, '{1}', '{7}', '{x}'", ""},
 	{"add locations", addLocations, "0, '{5,6}', '{3,3}', '{\"{1,2}\",\"{}\"}'", "file_on_pkey"},
 	{"drop locations", dropLocations, "0, '{5,6}', '{3,3}', '{\"{1,2}\",\"{}\"}', '{bad,fid}'", "file_on_pkey"},
