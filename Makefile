@@ -10,8 +10,9 @@
 GO    ?= go
 SHELL := /bin/bash
 
-# Packages are tested two at a time: each end-to-end test starts processes of
-# its own, and a machine of two cores must not be what a test measures.
+# Packages are tested two at a time, and four tests of each: end-to-end tests
+# start processes of their own, and mostly wait, but a machine of two cores must
+# not be what a test measures.
 PARALLEL ?= 2
 
 # Seconds of fuzzing, shared by all targets.
@@ -27,12 +28,12 @@ build:
 	for name in mogtool mogadm mogilefsd mogdbsetup mogstored cmogstored mogautomount; do ln -sf mogile $$name; done
 
 test: deps
-	$(GO) test -race -p $(PARALLEL) -timeout 8m ./...
+	$(GO) test -race -p $(PARALLEL) -parallel 4 -timeout 8m ./...
 
 # Tests that say scenario(t): lost hosts, drained devices, killed trackers.
 scenarios: deps
 	MOGILE_TEST_SCENARIOS=1 $(GO) test -count 1 -parallel 3 -timeout 12m ./tools/e2e \
-		-run "^($$(grep -h -B1 'scenario(t)$$' tools/e2e/*_test.go | grep -o 'Test[A-Za-z]*' | paste -sd '|'))$$"
+		-run "^($$(awk -F '[ (]' '/^func Test/ { name = $$2 } /scenario\(t\)$$/ { print name }' tools/e2e/*_test.go | sort -u | paste -sd '|'))$$"
 
 # MOGILE_TEST_SCALE multiplies the counts of the tests that take it.
 soak: deps

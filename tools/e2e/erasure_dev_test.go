@@ -64,6 +64,7 @@ type shardPicture struct {
 // a file are made anew on the others, and meanwhile it can be read. No host has
 // more than two of them before, or after.
 func TestDevHeals(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	dir := t.TempDir()
 	port := freePorts(t, 2, "127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")

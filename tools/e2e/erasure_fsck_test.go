@@ -15,6 +15,7 @@ import (
 // and copies and shards lie where they should not: fsck, scrub and strays find
 // each, and in the end all is well.
 func TestShardsAreChecked(t *testing.T) {
+	scenario(t)
 	t.Parallel()
 	dir := t.TempDir()
 	ports := freePorts(t, 2, "127.0.0.1", "127.0.0.2", "127.0.0.3")

@@ -103,6 +103,9 @@ func (c *Cluster) readFrom(key string, devs []protocol.DevID, want []byte) {
 func TestErasureCode(t *testing.T) {
 	for _, engine := range []string{"sqlite", "postgres"} {
 		t.Run(engine, func(t *testing.T) {
+			if engine == "postgres" {
+				scenario(t)
+			}
 			t.Parallel()
 			c := StartCluster(t, Spec{Engine: engine, Hosts: 5, Devices: 2, Key: true})
 			c.Do("create_class", "domain="+domain, "class=ec", "mindevcount=2", "replpolicy=ErasureCode(4,2,min=1K)")
