@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,9 @@ func TestShardsAreChecked(t *testing.T) {
 			wanted := false
 			for _, c := range codes {
 				wanted = wanted || c == code
+			}
+			if code == "POVI" && slices.Contains(codes, "MISS") {
+				continue // a check for a read that noticed may have been quicker
 			}
 			if strings.Contains(log, " "+code+" ") != wanted {
 				t.Errorf("%s finds %v, want %v:\n%s%s", run, code, codes, out, log)

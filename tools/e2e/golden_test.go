@@ -231,7 +231,7 @@ func (g *golden) step(steps []goldenStep) (int, error) {
 	s := steps[0]
 	arg := g.fill(s.arg)
 	words := strings.SplitN(arg, " ", 3)
-	if err := g.conn.SetDeadline(time.Now().Add(30 * time.Second)); err != nil && s.verb != "use" {
+	if err := g.conn.SetDeadline(time.Now().Add(time.Minute)); err != nil && s.verb != "use" {
 		return 0, errGolden(s.line, "connection: %w", err)
 	}
 	switch s.verb {

@@ -27,7 +27,7 @@ func TestPeersAreTold(t *testing.T) {
 		}
 		w.headers[address(3)] = http.Header{"Mogile": {"1 copy"}}
 		var log bytes.Buffer
-		m, _, stop := w.monitored(t, Options{Log: zerolog.New(&log)})
+		m, _, stop := w.monitored(t, Options{Log: zerolog.New(zerolog.SyncWriter(&log))})
 		<-m.Ready()
 		expect := func(what string, within time.Duration, times int) {
 			t.Helper()
