@@ -173,6 +173,12 @@ func TestErasureCode(t *testing.T) {
 				c.readFrom(key, c.inShards(key, 6, lost...), body)
 			}
 
+			// Before they were marked fsck may have had shards made anew on them: what is
+			// on a dead device stays there.
+			for _, dev := range lost {
+				c.wipe(dev)
+			}
+
 			// To copies, and back.
 			for key, body := range files {
 				c.Do("updateclass", "domain="+domain, "key="+key, "class=default")
