@@ -69,7 +69,9 @@ func TestHungDeviceHoldsUpNoOther(t *testing.T) {
 				done++
 			}
 		}
-		if done < 290 { // some few are on their way to a device that hangs
+		// Some are on their way to a device that hangs, in one run in five more than
+		// twenty: by chance they met nothing else in four minutes.
+		if done < 255 {
 			t.Errorf("%d of 300 files that need no hung device were copied", done)
 		}
 		for dev, n := range most {
