@@ -37,7 +37,8 @@ type fleet struct {
 
 const patience = time.Second
 
-func newFleet(t *testing.T, patience time.Duration, odd, well storagetest.Make) *fleet {
+// newFleet starts a monitor of two hosts; each of prepare is called before it.
+func newFleet(t *testing.T, patience time.Duration, odd, well storagetest.Make, prepare ...func(*fleet)) *fleet {
 	f := &fleet{
 		odd:  storagetest.Start(t, odd, storagetest.Options{Devices: []protocol.DevID{1, 2}}),
 		well: storagetest.Start(t, well, storagetest.Options{IP: "127.0.0.2", Devices: []protocol.DevID{3, 4}}),
@@ -49,6 +50,9 @@ func newFleet(t *testing.T, patience time.Duration, odd, well storagetest.Make) 
 	}
 	for i, d := range []*storagetest.Daemon{f.odd, f.well} {
 		f.w.rows.Hosts[i].IP, f.w.rows.Hosts[i].Port, f.w.rows.Hosts[i].GetPort = d.IP, d.Port, d.Port
+	}
+	for _, p := range prepare {
+		p(f)
 	}
 	client := storage.New(storage.Options{NodeTimeout: patience, ConnTimeout: patience, MgmtPort: mgmt})
 	log := zerolog.New(&f.log).Level(zerolog.InfoLevel)
@@ -249,8 +253,7 @@ func TestWrongStreams(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			odd := storagetest.Mogstored()
-			f := newFleet(t, patience, odd, storagetest.Cmogstored())
-			f.odd.Stream(v.stream)
+			f := newFleet(t, patience, odd, storagetest.Cmogstored(), func(f *fleet) { f.odd.Stream(v.stream) })
 			f.until(t, "all take files", takes(1, 2, 3, 4))
 			before := f.odd.Accepted()
 			if v.want != "" {
