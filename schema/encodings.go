@@ -122,8 +122,26 @@ const Urgencies = 10
 // Urgency is the nexttry of a file that survives the loss of spare more shards.
 func Urgency(spare int64) int64 { return min(max(spare, 0), Urgencies-1) }
 
-// Shard is a shard of a file, FID.ec.
+// Shard is a shard of a file, FID.ec, of whatever encoding, as earlier versions
+// wrote it.
 const Shard What = "ec"
+
+// ShardOf is a shard of one encoding. What is there of another one stays: a
+// database that was restored does not know of shards that came later, and they may
+// be all that is left of the file.
+func ShardOf(encoding uint64) What {
+	return Shard + What(":"+protocol.FormatEncoding(encoding))
+}
+
+// Shard reports whether w is a shard, and of which encoding; 0 is any.
+func (w What) Shard() (encoding uint64, ok bool) {
+	text, one := strings.CutPrefix(string(w), string(Shard)+":")
+	if !one {
+		return 0, w == Shard
+	}
+	encoding, err := protocol.ParseEncoding(text)
+	return encoding, err == nil
+}
 
 // Encodings are the files that are kept in shards.
 type Encodings interface {
@@ -141,7 +159,7 @@ type Encodings interface {
 	// PlaceShards records that shards are on other devices, placed by their index, as
 	// of epoch, which must be above the row's, and returns the new encoding. Devices
 	// with a shard become locations, those without one any more are taken out and
-	// enter copy_to_delete as [Shard]; entries of the shards placed, and of [Bad]
+	// enter copy_to_delete as [ShardOf] it; entries of the shards placed, and of [Bad]
 	// bytes on their devices, go. It is
 	// applied only if the file row exists (else ErrGone), the encoding is the row's,
 	// no device would have two shards, and the locations are exactly seen (else
@@ -149,7 +167,7 @@ type Encodings interface {
 	PlaceShards(ctx context.Context, fid protocol.FID, encoding uint64, epoch int, placed map[int]protocol.DevID, seen []protocol.DevID) (Encoding, error)
 	// RecordDecoding has copies on devs take the place of shards, in one
 	// transaction: they become the fid's locations, of which there must be one at
-	// least, the row goes, and all shards enter copy_to_delete as [Shard]. It is applied only if the file row exists
+	// least, the row goes, and all shards enter copy_to_delete as [ShardOf] it. It is applied only if the file row exists
 	// (else ErrGone), the encoding is the row's, and the locations are exactly seen
 	// (else ErrStale).
 	RecordDecoding(ctx context.Context, fid protocol.FID, encoding uint64, devs, seen []protocol.DevID) error

@@ -291,7 +291,7 @@ func addQueueRow(out *protocol.Args, row schema.QueueRow) {
 		out.AddInt("delqueue_failcount", int64(row.FailCount))
 	case schema.QueueCopyDelete: // ours: there may be one for each device, and of a shard another
 		prefix := "copydelqueue_" + devid + "_"
-		if row.What == schema.Shard {
+		if _, shard := row.What.Shard(); shard {
 			prefix += "ec_"
 		}
 		out.AddInt(prefix+"nexttry", row.NextTry)

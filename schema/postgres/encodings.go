@@ -180,13 +180,13 @@ func (s *Store) RecordEncoding(ctx context.Context, e schema.Encoding, seen []pr
 	}
 	return s.recode(ctx, "record the encoding", e.FID, seen, func(c coding, refusal error) error {
 		if refusal != nil { // the shards must go
-			if err := c.exec(dropNow, s.offset(), c.fid, devArray(e.Devices), string(schema.Shard)); err != nil {
+			if err := c.exec(dropNow, s.offset(), c.fid, devArray(e.Devices), string(schema.ShardOf(e.ID))); err != nil {
 				return err
 			}
 			return refusal
 		}
 		b := new(pgx.Batch)
-		b.Queue(keepOnDevices, c.fid, devArray(e.Devices), []string{string(schema.Shard), string(schema.Bad)})
+		b.Queue(keepOnDevices, c.fid, devArray(e.Devices), []string{string(schema.ShardOf(e.ID)), string(schema.Bad)})
 		b.Queue(dropLater, s.offset(), c.fid, devArray(seen), string(schema.Raw))
 		b.Queue(insertEncoding, c.fid, e.K, e.M, e.Block, int64(e.ID), e.Epoch, e.DeviceText())
 		return c.finish(b, e.Devices)
@@ -213,8 +213,8 @@ func (s *Store) PlaceShards(ctx context.Context, fid protocol.FID, encoding uint
 			come = append(come, dev)
 		}
 		b := new(pgx.Batch)
-		b.Queue(keepOnDevices, c.fid, devArray(come), []string{string(schema.Shard), string(schema.Bad)})
-		b.Queue(dropLater, s.offset(), c.fid, devArray(left), string(schema.Shard))
+		b.Queue(keepOnDevices, c.fid, devArray(come), []string{string(schema.ShardOf(e.ID)), string(schema.Bad)})
+		b.Queue(dropLater, s.offset(), c.fid, devArray(left), string(schema.ShardOf(e.ID)))
 		b.Queue(updateEncoding, c.fid, e.Epoch, e.DeviceText())
 		return c.finish(b, devs)
 	})
@@ -239,7 +239,7 @@ func (s *Store) RecordDecoding(ctx context.Context, fid protocol.FID, encoding u
 		}
 		b := new(pgx.Batch)
 		b.Queue(keepOnDevices, c.fid, devArray(devs), []string{string(schema.Raw), string(schema.Bad)})
-		b.Queue(dropLater, s.offset(), c.fid, devArray(e.Devices), string(schema.Shard))
+		b.Queue(dropLater, s.offset(), c.fid, devArray(e.Devices), string(schema.ShardOf(e.ID)))
 		b.Queue(deleteEncoding, c.fid)
 		return c.finish(b, devs)
 	})

@@ -88,15 +88,15 @@ func (t *tx) relocate(fid protocol.FID, devs []protocol.DevID) error {
 }
 
 // keepShard removes a shard's entry from copy_to_delete, and that of bad bytes.
-func (t *tx) keepShard(fid protocol.FID, dev protocol.DevID) error {
-	_, err := t.exec("DELETE FROM copy_to_delete WHERE fid = ? AND devid = ? AND what IN ('ec', 'bad')", int64(fid), dev)
+func (t *tx) keepShard(fid protocol.FID, dev protocol.DevID, encoding uint64) error {
+	_, err := t.exec("DELETE FROM copy_to_delete WHERE fid = ? AND devid = ? AND what IN (?, 'bad')", int64(fid), dev, string(schema.ShardOf(encoding)))
 	return err
 }
 
 // dropShards enters shards in copy_to_delete as due.
-func (s *Store) dropShards(t *tx, fid protocol.FID, devs []protocol.DevID) error {
-	for _, dev := range devs {
-		if err := t.enqueue(copyRow(fid, dev, schema.Shard), s.now(), sql.NullInt64{}); err != nil {
+func (s *Store) dropShards(t *tx, e schema.Encoding) error {
+	for _, dev := range e.Devices {
+		if err := t.enqueue(copyRow(e.FID, dev, schema.ShardOf(e.ID)), s.now(), sql.NullInt64{}); err != nil {
 			return err
 		}
 	}
@@ -105,9 +105,9 @@ func (s *Store) dropShards(t *tx, fid protocol.FID, devs []protocol.DevID) error
 
 // dropShardsLater enters shards in copy_to_delete as due when nobody has paths to
 // them any more.
-func (s *Store) dropShardsLater(t *tx, fid protocol.FID, devs []protocol.DevID) error {
+func (s *Store) dropShardsLater(t *tx, e schema.Encoding, devs []protocol.DevID) error {
 	for _, dev := range devs {
-		if err := s.deleteLater(t, copyRow(fid, dev, schema.Shard)); err != nil {
+		if err := s.deleteLater(t, copyRow(e.FID, dev, schema.ShardOf(e.ID))); err != nil {
 			return err
 		}
 	}
@@ -126,10 +126,10 @@ func (s *Store) RecordEncoding(ctx context.Context, e schema.Encoding, seen []pr
 			if !isRefusal(err) {
 				return nil, err
 			}
-			return err, s.dropShards(t, e.FID, e.Devices)
+			return err, s.dropShards(t, e)
 		}
 		for _, dev := range e.Devices {
-			if err := t.keepShard(e.FID, dev); err != nil {
+			if err := t.keepShard(e.FID, dev, e.ID); err != nil {
 				return nil, err
 			}
 		}
@@ -171,11 +171,11 @@ func (s *Store) PlaceShards(ctx context.Context, fid protocol.FID, encoding uint
 		}
 		devs, left := e.Locations(was, placed, seen)
 		for _, dev := range placed {
-			if err := t.keepShard(fid, dev); err != nil {
+			if err := t.keepShard(fid, dev, encoding); err != nil {
 				return schema.Encoding{}, err
 			}
 		}
-		if err := s.dropShardsLater(t, fid, left); err != nil {
+		if err := s.dropShardsLater(t, e, left); err != nil {
 			return schema.Encoding{}, err
 		}
 		if _, err := t.exec("UPDATE ec SET epoch = ?, devids = ? WHERE fid = ?", e.Epoch, e.DeviceText(), int64(fid)); err != nil {
@@ -204,7 +204,7 @@ func (s *Store) RecordDecoding(ctx context.Context, fid protocol.FID, encoding u
 				return err
 			}
 		}
-		if err := s.dropShardsLater(t, fid, e.Devices); err != nil {
+		if err := s.dropShardsLater(t, e, e.Devices); err != nil {
 			return err
 		}
 		if _, err := t.exec("DELETE FROM ec WHERE fid = ?", int64(fid)); err != nil {

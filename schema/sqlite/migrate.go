@@ -236,7 +236,7 @@ func mayUnseal(ctx context.Context, tx *sql.Tx) error {
 		{"SELECT count(*) FROM (SELECT 1 FROM checksum WHERE hashtype > 2 LIMIT 1)", "checksums that MogileFS lacks"},
 		{"SELECT count(*) FROM class WHERE replpolicy LIKE '%ErasureCode%'", "classes with erasure coding"},
 		{"SELECT count(*) FROM (SELECT 1 FROM file WHERE length(dkey) > 255 LIMIT 1)", "keys over 255 characters"},
-		{"SELECT count(*) FROM (SELECT 1 FROM copy_to_delete WHERE what = 'ec' LIMIT 1)", "shards that wait for their deletion"},
+		{"SELECT count(*) FROM (SELECT 1 FROM copy_to_delete WHERE what NOT IN ('fid', 'bad') LIMIT 1)", "shards that wait for their deletion"},
 	} {
 		var n int
 		if err := tx.QueryRowContext(ctx, c.query).Scan(&n); err != nil {

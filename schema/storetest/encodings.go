@@ -53,17 +53,17 @@ func (e *env) leaving(fid protocol.FID) map[protocol.DevID][]schema.What {
 }
 
 // announce enters shards that are about to be made.
-func (e *env) announce(fid protocol.FID, on ...protocol.DevID) {
+func (e *env) announce(enc schema.Encoding, on ...protocol.DevID) {
 	e.Helper()
 	for _, dev := range on {
-		e.must(e.AnnounceCopy(e.ctx, fid, dev, schema.Shard, time.Minute))
+		e.must(e.AnnounceCopy(e.ctx, enc.FID, dev, schema.ShardOf(enc.ID), time.Minute))
 	}
 }
 
 func checkRecordEncoding(e *env) {
 	fid, other := e.putOn("a", 1, 2), e.putOn("b", 1, 2)
 	enc := coded(fid, 3, 1, 4)
-	e.announce(fid, 3, 1, 4)
+	e.announce(enc, 3, 1, 4)
 	e.encoded(fid, nil)
 	e.must(e.RecordEncoding(e.ctx, enc, devs(2, 1)))
 	e.encoded(fid, &enc)
@@ -73,7 +73,7 @@ func checkRecordEncoding(e *env) {
 	e.located(other, devs(1, 2), nil)
 
 	// Both kinds may leave one device.
-	e.must(e.QueueCopyDeletion(e.ctx, fid, 1, schema.Shard))
+	e.must(e.QueueCopyDeletion(e.ctx, fid, 1, schema.ShardOf(enc.ID)))
 	e.same("entries", len(e.leaving(fid)[1]), 2)
 	jobs := e.claim(schema.QueueCopyDelete)
 	e.same("jobs", len(jobs), 3)
@@ -84,7 +84,7 @@ func checkRecordEncoding(e *env) {
 			e.same("finished", n, 1)
 		}
 	}
-	e.same("entries", e.leaving(fid)[1], []schema.What{schema.Shard})
+	e.same("entries", e.leaving(fid)[1], []schema.What{schema.ShardOf(enc.ID)})
 
 	on := "1"
 	e.must(e.SetSetting(e.ctx, "skip_devcount", &on))
@@ -96,7 +96,7 @@ func checkRecordEncoding(e *env) {
 func checkEncodingRefused(e *env) {
 	fid := e.putOn("a", 1, 2)
 	enc := coded(fid, 3, 1, 4)
-	e.announce(fid, 3, 1, 4)
+	e.announce(enc, 3, 1, 4)
 	e.same("jobs", len(e.claim(schema.QueueCopyDelete)), 0)
 	e.want(e.RecordEncoding(e.ctx, enc, devs(1)), schema.ErrStale)
 	e.want(e.RecordEncoding(e.ctx, enc, devs(1, 2, 3)), schema.ErrStale)
@@ -105,7 +105,7 @@ func checkEncodingRefused(e *env) {
 	e.same("jobs", len(e.claim(schema.QueueCopyDelete)), 3) // the shards go
 	_, err := e.DeleteKey(e.ctx, e.dmid, "a")
 	e.must(err)
-	e.announce(fid, 3, 1, 4)
+	e.announce(enc, 3, 1, 4)
 	e.want(e.RecordEncoding(e.ctx, enc, devs(1, 2)), schema.ErrGone)
 	e.encoded(fid, nil)
 	e.same("jobs", len(e.claim(schema.QueueCopyDelete)), 3)
@@ -179,7 +179,7 @@ func checkPlaceShards(e *env) {
 	e.must(err)
 
 	// One moves.
-	e.announce(fid, 5)
+	e.announce(enc, 5)
 	got, err := e.PlaceShards(e.ctx, fid, enc.ID, 2, map[int]protocol.DevID{1: 5}, devs(1, 3, 4))
 	e.must(err)
 	enc.Devices, enc.Epoch = devs(3, 5, 4), 2
@@ -187,7 +187,7 @@ func checkPlaceShards(e *env) {
 	e.encoded(fid, &enc)
 	e.located(fid, devs(3, 4, 5), devs(1))
 	e.devcount(fid, 3)
-	e.same("entries", e.leaving(fid), map[protocol.DevID][]schema.What{1: {schema.Shard}})
+	e.same("entries", e.leaving(fid), map[protocol.DevID][]schema.What{1: {schema.ShardOf(enc.ID)}})
 
 	// One that was missing is made where it was, another elsewhere.
 	e.must(e.DeletedLocations(e.ctx, fid, devs(3, 4)))
@@ -227,7 +227,7 @@ func checkPlaceRace(e *env) {
 		fid := e.putOn("k", 1)
 		enc := coded(fid, 3, 1, 4)
 		e.must(e.RecordEncoding(e.ctx, enc, devs(1)))
-		e.announce(fid, 10, 11, 12, 13)
+		e.announce(enc, 10, 11, 12, 13)
 		var won atomic.Uint32
 		parallel(6, func(i int) {
 			s := stores[i%2]
@@ -261,7 +261,7 @@ func checkPlaceRace(e *env) {
 		on, leaving := e.debug(fid).Devices, e.leaving(fid)
 		for _, dev := range devs(1, 4, 10, 11, 12, 13) {
 			held := slices.Contains(on, dev) && slices.Contains(enc.Devices, dev)
-			if goes := slices.Contains(leaving[dev], schema.Shard); held == goes {
+			if goes := slices.Contains(leaving[dev], schema.ShardOf(enc.ID)); held == goes {
 				e.Fatalf("device %d: a location %t, leaving %t; the file is on %v, its shards on %v", dev, held, goes, on, enc.Devices)
 			}
 		}
@@ -313,12 +313,12 @@ func checkRecordDecoding(e *env) {
 	e.encoded(fid, nil)
 	e.located(fid, devs(3, 5), devs(1, 3, 4))
 	e.devcount(fid, 2)
-	e.same("entries", e.leaving(fid), map[protocol.DevID][]schema.What{1: {schema.Shard, schema.Raw}, 3: {schema.Shard}, 4: {schema.Shard}})
+	e.same("entries", e.leaving(fid), map[protocol.DevID][]schema.What{1: {schema.ShardOf(enc.ID), schema.Raw}, 3: {schema.ShardOf(enc.ID)}, 4: {schema.ShardOf(enc.ID)}})
 	e.want(e.RecordDecoding(e.ctx, fid, enc.ID, devs(3, 5), devs(3, 5)), schema.ErrStale)
 
 	// A copy that is added beside a shard that must go lets it go.
 	e.must(e.AddLocation(e.ctx, fid, 4, devs(3, 5)))
-	e.same("entries", e.leaving(fid)[4], []schema.What{schema.Shard})
+	e.same("entries", e.leaving(fid)[4], []schema.What{schema.ShardOf(enc.ID)})
 
 	// And it can be encoded anew.
 	enc.ID, enc.Devices = 77, devs(6, 7, 8)

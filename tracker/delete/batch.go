@@ -192,14 +192,21 @@ func (b *batch) unlinkOne(ctx context.Context, fid protocol.FID, d *cluster.Devi
 		return b.unlink(ctx, fid, d)
 	}
 	order := protocol.DropOrder{FID: fid, Dev: d.ID, What: protocol.DropRaw}
-	if what == schema.Shard {
-		order.What = protocol.DropShard
+	if encoding, shard := what.Shard(); shard {
+		order.What, order.Encoding = protocol.DropShard, encoding
 	}
 	report, err := b.w.o.Storage.Drop(ctx, orderAddress(d), order)
-	if err == nil && report.Result == protocol.DropMissing {
+	switch {
+	case err != nil:
+		return failed, err
+	case report.Result == protocol.DropMissing:
 		return missing, nil
+	case report.Result == protocol.DropDiffers:
+		b.w.o.Log.Warn().Uint64("fid", uint64(fid)).Uint32("devid", uint32(d.ID)).Str("encoding", protocol.FormatEncoding(report.Encoding)).
+			Msg("a shard of an encoding that is not the one to be deleted stays; if it is a stray, mogtool strays shows it")
+		return kept, nil
 	}
-	return deleted, err
+	return deleted, nil
 }
 
 // orderAddress is where the storage daemon that has a device takes orders.
@@ -385,17 +392,14 @@ func (w *Worker) deleteCopies(ctx context.Context, leases []*work.Lease) error {
 // deleteCopy deletes one copy or shard of a fid, unless it is recorded. It returns
 // when to try again, 0 for never. An error is the end of ctx.
 func (b *batch) deleteCopy(ctx context.Context, job schema.Job) (time.Duration, error) {
-	if job.What != schema.Raw && job.What != schema.Bad && job.What != schema.Shard {
+	_, shard := job.What.Shard()
+	if job.What != schema.Raw && job.What != schema.Bad && !shard {
 		b.w.o.Log.Error().Uint64("fid", uint64(job.FID)).Uint32("devid", uint32(job.DevID)).Str("what", string(job.What)).
 			Msg("bytes of an unknown kind are to be deleted, a newer tracker must do it")
 		return b.w.copyDelay(job.FailCount), nil
 	}
 	// Of an encoded file the locations have shards: copies there may go.
-	recorded := schema.Raw
-	if b.encoded[job.FID] {
-		recorded = schema.Shard
-	}
-	if slices.Contains(b.locations[job.FID], job.DevID) && (job.What == schema.Bad || job.What == recorded) {
+	if slices.Contains(b.locations[job.FID], job.DevID) && (job.What == schema.Bad || shard == b.encoded[job.FID]) {
 		b.w.metrics.copies.WithLabelValues(string(wanted)).Inc()
 		return 0, nil
 	}

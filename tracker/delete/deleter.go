@@ -124,7 +124,7 @@ func newMetrics(r prometheus.Registerer) metrics {
 	m := metrics{
 		copies: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mogile_delete_copies_total",
-			Help: "Copies to delete, by result: deleted, missing (nothing was there), forgotten (the device is dead or unknown), wanted (it is recorded again), trashed (bad content, put aside on its device), kept (bad content, and the storage daemon has no trash), failed, deferred (the device is away or lets nothing be deleted).",
+			Help: "Copies to delete, by result: deleted, missing (nothing was there), forgotten (the device is dead or unknown), wanted (it is recorded again), trashed (bad content, put aside on its device), kept (bad content, and the storage daemon has no trash; or a shard of another encoding than was to go), failed, deferred (the device is away or lets nothing be deleted).",
 		}, []string{"result"}),
 		fids: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "mogile_delete_fids_total",

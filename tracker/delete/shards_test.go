@@ -29,6 +29,9 @@ func TestCopyOrShardGoes(t *testing.T) {
 		{"a shard that is recorded", coded, 1, schema.Shard, false, true, true, "wanted"},
 		{"a bad shard that was rebuilt there", coded, 1, schema.Bad, false, true, true, "wanted"},
 		{"a shard beside its copy", copied, 1, schema.Shard, false, true, false, "deleted"},
+		{"a shard of that encoding", copied, 1, schema.ShardOf(7), false, true, false, "deleted"},
+		{"one of another, which the database does not know", copied, 1, schema.ShardOf(8), false, true, true, "kept"},
+		{"a shard that is recorded, of another encoding", coded, 1, schema.ShardOf(8), false, true, true, "wanted"},
 		{"a copy that is recorded", copied, 1, schema.Raw, false, true, true, "wanted"},
 		{"a copy that is not", coded, 4, schema.Raw, false, false, true, "deleted"},
 		{"a shard that is not", coded, 4, schema.Shard, false, true, false, "deleted"},
@@ -44,7 +47,7 @@ func TestCopyOrShardGoes(t *testing.T) {
 				r.store.PutEncoded(schema.File{FID: coded, DMID: 1, Length: 1}, e)
 				r.store.Put(schema.File{FID: copied, DMID: 1, Length: 1}, 1, 2, 3)
 				r.disks.Put(c.dev, c.fid, "copy")
-				r.disks.PutShard(c.dev, c.fid, "shard")
+				r.disks.PutShard(c.dev, c.fid, 7)
 				r.store.SetRow(single(c.fid, c.dev), worktest.Row{What: c.what})
 				if c.foreign {
 					r.cluster.Change(c.dev, func(_ *cluster.Device, h *cluster.Host) { h.Capabilities = cluster.Capabilities{} })
@@ -75,7 +78,7 @@ func TestEncodedFileIsDeleted(t *testing.T) {
 		e := schema.Encoding{FID: 1, ID: 7, K: 2, M: 1, Block: 1, Epoch: 1, Devices: []protocol.DevID{1, 2, 3}}
 		r.store.PutEncoded(schema.File{FID: 1, DMID: 1, Length: 1}, e)
 		for dev := protocol.DevID(1); dev <= 3; dev++ {
-			r.disks.PutShard(dev, 1, "x")
+			r.disks.PutShard(dev, 1, 7)
 		}
 		r.disks.Put(2, 1, "x")
 		r.store.Delete(1)

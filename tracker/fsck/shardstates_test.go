@@ -201,7 +201,7 @@ func TestShardEvents(t *testing.T) {
 			r.disks.removeShard(1, 1)
 			r.disks.removeShard(2, 1)
 			move(r, 3, 6)
-		}, events: "MISS:1 MISS:2 MISS:3 SRCH FOND:6 REPL", on: "4 5 6", queued: "replicate ec:3", shards: "1 6 5 2 4", epoch: 6},
+		}, events: "MISS:1 MISS:2 MISS:3 SRCH FOND:6 REPL", on: "4 5 6", queued: "replicate ec:0000000000000009:3", shards: "1 6 5 2 4", epoch: 6},
 		{name: "too many are missing, and a device is away", setup: func(r *rig) {
 			for _, dev := range devsOf("1 2 3") {
 				r.disks.removeShard(dev, 1)
@@ -213,7 +213,7 @@ func TestShardEvents(t *testing.T) {
 				r.disks.removeShard(dev, 1)
 			}
 			r.disks.files = map[protocol.DevID]map[protocol.FID]bytesOn{6: {1: written(content)}}
-		}, events: "MISS:1 MISS:2 MISS:3 SRCH FOND:6 REPL", on: "6", queued: "replicate ec:1 ec:2 ec:3 ec:4 ec:5", copies: true},
+		}, events: "MISS:1 MISS:2 MISS:3 SRCH FOND:6 REPL", on: "6", queued: "replicate ec:0000000000000009:1 ec:0000000000000009:2 ec:0000000000000009:3 ec:0000000000000009:4 ec:0000000000000009:5", copies: true},
 		{name: "too many are missing, and there is a copy of something else", setup: func(r *rig) {
 			for _, dev := range devsOf("1 2 3") {
 				r.disks.removeShard(dev, 1)

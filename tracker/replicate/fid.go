@@ -277,13 +277,21 @@ func (r *round) read(ctx context.Context) error {
 	}
 	r.pending = r.pending[:0]
 	for _, dev := range pending[r.job.FID] {
-		_, copy := r.announced[announcement{dev, schema.Raw}]
-		_, shard := r.announced[announcement{dev, schema.Shard}]
-		if !copy && !shard {
+		if !r.announcedOn(dev) {
 			r.pending = append(r.pending, dev)
 		}
 	}
 	return nil
+}
+
+// announcedOn reports whether this round announced anything on dev.
+func (r *round) announcedOn(dev protocol.DevID) bool {
+	for a := range r.announced {
+		if a.dev == dev {
+			return true
+		}
+	}
+	return false
 }
 
 // reread is read after the namespace has changed.
@@ -553,7 +561,7 @@ func (r *round) retract(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), retractTimeout)
 	defer cancel()
 	for a := range r.announced {
-		if slices.Contains(r.file.Devices, a.dev) && (a.what == schema.Shard) == (r.encoding != nil) {
+		if _, shard := a.what.Shard(); slices.Contains(r.file.Devices, a.dev) && shard == (r.encoding != nil) {
 			continue
 		}
 		if err := r.w.o.Store.QueueCopyDeletion(ctx, r.file.FID, a.dev, a.what); err != nil {

@@ -117,19 +117,19 @@ func (r *round) seats(ctx context.Context, devs []*cluster.Device) (leave func()
 	return leave, true
 }
 
-// announceShards announces a shard on each of devs.
-func (r *round) announceShards(ctx context.Context, devs []protocol.DevID) error {
+// announceShards announces a shard of an encoding on each of devs.
+func (r *round) announceShards(ctx context.Context, encoding uint64, devs []protocol.DevID) error {
 	began := time.Now()
 	var g errgroup.Group
 	var due []announcement
 	for _, dev := range devs {
-		a := announcement{dev, schema.Shard}
+		a := announcement{dev, schema.ShardOf(encoding)}
 		if at, ok := r.announced[a]; ok && time.Since(at) < announceFor/2 {
 			continue
 		}
 		due = append(due, a)
 		// At once: the store makes one statement of what comes together.
-		g.Go(func() error { return r.w.o.Store.AnnounceCopy(ctx, r.file.FID, dev, schema.Shard, announceFor) })
+		g.Go(func() error { return r.w.o.Store.AnnounceCopy(ctx, r.file.FID, a.dev, a.what, announceFor) })
 	}
 	err := g.Wait()
 	for _, a := range due { // also those of which nothing is known
@@ -184,7 +184,7 @@ func (r *round) encode(ctx context.Context, plan placement.Plan) (outcome, error
 			order.From = src.ReadURL(e.FID, cluster.Viewer{})
 		}
 	}
-	if err := r.announceShards(ctx, e.Devices); err != nil {
+	if err := r.announceShards(ctx, e.ID, e.Devices); err != nil {
 		return "", err
 	}
 	began := time.Now()
@@ -252,7 +252,7 @@ func (r *round) blameShards(executor, src *cluster.Device, err error) storage.Si
 // deleted.
 func (r *round) recordEncoding(ctx context.Context, e schema.Encoding) (bool, error) {
 	for {
-		if err := r.announceShards(ctx, e.Devices); err != nil {
+		if err := r.announceShards(ctx, e.ID, e.Devices); err != nil {
 			return false, err
 		}
 		err := r.w.o.Store.RecordEncoding(ctx, e, r.file.Devices)
@@ -266,7 +266,7 @@ func (r *round) recordEncoding(ctx context.Context, e schema.Encoding) (bool, er
 		case !errors.Is(err, schema.ErrStale):
 			return false, fmt.Errorf("record the shards of fid %d: %w", e.FID, err)
 		}
-		r.due(e.Devices) // the refusal has made them so
+		r.due(e.ID, e.Devices) // the refusal has made them so
 		if err := r.reread(ctx); err != nil {
 			return false, err
 		}
@@ -282,10 +282,10 @@ func (r *round) recordEncoding(ctx context.Context, e schema.Encoding) (bool, er
 	}
 }
 
-// due notes that what was announced on devs must be announced anew.
-func (r *round) due(devs []protocol.DevID) {
+// due notes that the shards that were announced on devs must be announced anew.
+func (r *round) due(encoding uint64, devs []protocol.DevID) {
 	for _, dev := range devs {
-		r.announced[announcement{dev, schema.Shard}] = time.Time{}
+		r.announced[announcement{dev, schema.ShardOf(encoding)}] = time.Time{}
 	}
 }
 
@@ -323,7 +323,7 @@ func (r *round) rebuild(ctx context.Context, targets map[int]*cluster.Device) (o
 	for i, d := range to {
 		written[i] = d.ID
 	}
-	if err := r.announceShards(ctx, written); err != nil {
+	if err := r.announceShards(ctx, e.ID, written); err != nil {
 		return "", err
 	}
 	began := time.Now()
@@ -428,16 +428,16 @@ func (r *round) queueFsck(ctx context.Context) error {
 // it does not record remain announced, and are deleted.
 func (r *round) recordShards(ctx context.Context, epoch int, placed map[int]protocol.DevID) (bool, error) {
 	devs := slices.Collect(maps.Values(placed))
-	if err := r.announceShards(ctx, devs); err != nil {
+	if err := r.announceShards(ctx, r.encoding.ID, devs); err != nil {
 		return false, err
 	}
-	was := r.encoding.Devices
-	now, err := r.w.o.Store.PlaceShards(ctx, r.file.FID, r.encoding.ID, epoch, placed, r.file.Devices)
+	was, encoding := r.encoding.Devices, r.encoding.ID
+	now, err := r.w.o.Store.PlaceShards(ctx, r.file.FID, encoding, epoch, placed, r.file.Devices)
 	switch {
 	case err == nil:
 		left, _ := now.Locations(*r.encoding, placed, r.file.Devices)
 		for i := range placed {
-			delete(r.announced, announcement{was[i], schema.Shard})
+			delete(r.announced, announcement{was[i], schema.ShardOf(encoding)})
 			if !slices.Contains(now.Devices, was[i]) {
 				r.pending = append(r.pending, was[i])
 			}
@@ -451,7 +451,7 @@ func (r *round) recordShards(ctx context.Context, epoch int, placed map[int]prot
 	case !errors.Is(err, schema.ErrStale):
 		return false, fmt.Errorf("record %d shards of fid %d: %w", len(placed), r.file.FID, err)
 	}
-	r.due(devs)
+	r.due(encoding, devs)
 	return false, r.reread(ctx)
 }
 

@@ -26,6 +26,15 @@ func newCodedRig(t *testing.T, hosts, devices int) *rig {
 	return r
 }
 
+// isShard reports whether a row is that of a shard.
+func isShard(row *worktest.Row) bool {
+	if row == nil {
+		return false
+	}
+	_, shard := row.What.Shard()
+	return shard
+}
+
 // checkEncoded fails the test unless a file is in 3+2 shards, all there, on the
 // devices that are recorded, and where it was before only copies wait to be
 // deleted.
@@ -123,7 +132,7 @@ func TestEncodingGoesElsewhere(t *testing.T) {
 			}
 			for _, dev := range r.pending(fid) {
 				row := r.store.Row(worktest.Key{Queue: schema.QueueCopyDelete, FID: fid, DevID: dev})
-				if dev != 1 && (row.What != schema.Shard || row.NextTry > time.Now().Unix()) {
+				if dev != 1 && (!isShard(row) || row.NextTry > time.Now().Unix()) {
 					t.Errorf("fid %d on dev%d: %+v", fid, dev, row)
 				}
 			}
@@ -149,6 +158,29 @@ func TestCorruptCopyIsNotEncoded(t *testing.T) {
 		}
 		if r.count("mogile_replicate_encodings_total", "src_error") == 0 {
 			t.Error("the corrupt copies were never tried")
+		}
+	})
+}
+
+// TestUnknownShardsStay has a database that was restored: it names the copy of which
+// shards were made since. What is tried in vain leaves orders to delete nothing but
+// its own.
+func TestUnknownShardsStay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newCodedRig(t, 3, 2)
+		r.put(1, coded, 1)
+		r.disks.Delete(t.Context(), r.cluster.Snapshot().Device(1).WriteURL(1, cluster.Viewer{}))
+		r.run()
+		tried := false
+		for _, dev := range r.pending(1) {
+			row := r.store.Row(worktest.Key{Queue: schema.QueueCopyDelete, FID: 1, DevID: dev})
+			if encoding, shard := row.What.Shard(); !shard || encoding == 0 {
+				t.Errorf("dev%d: %+v is to be deleted", dev, row)
+			}
+			tried = true
+		}
+		if !tried {
+			t.Error("no shards were to be made")
 		}
 	})
 }
@@ -180,7 +212,7 @@ func TestFileChangesWhileItIsEncoded(t *testing.T) {
 			t.Error("a file that is gone was recorded")
 		}
 		for _, dev := range r.disks.ShardsOn(1) {
-			if row := r.store.Row(worktest.Key{Queue: schema.QueueCopyDelete, FID: 1, DevID: dev}); row == nil || row.What != schema.Shard || row.NextTry > time.Now().Unix() {
+			if row := r.store.Row(worktest.Key{Queue: schema.QueueCopyDelete, FID: 1, DevID: dev}); !isShard(row) || row.NextTry > time.Now().Unix() {
 				t.Errorf("the shard on dev%d stays: %+v", dev, row)
 			}
 		}
@@ -312,7 +344,7 @@ func TestShardsBecomeCopies(t *testing.T) {
 				}
 			}
 			for _, dev := range r.disks.ShardsOn(fid) {
-				if row := r.store.Row(worktest.Key{Queue: schema.QueueCopyDelete, FID: fid, DevID: dev}); row == nil || row.What != schema.Shard {
+				if row := r.store.Row(worktest.Key{Queue: schema.QueueCopyDelete, FID: fid, DevID: dev}); !isShard(row) {
 					t.Errorf("fid %d: the shard on dev%d is to be %+v", fid, dev, row)
 				}
 			}
@@ -370,7 +402,7 @@ func TestShardsMove(t *testing.T) {
 			if e.Devices[3] == was.Devices[3] || !slices.Equal(slices.Delete(slices.Clone(e.Devices), 3, 4), slices.Delete(slices.Clone(was.Devices), 3, 4)) {
 				t.Errorf("fid %d: shards on %v, were on %v", fid, e.Devices, was.Devices)
 			}
-			if row := r.store.Row(worktest.Key{Queue: schema.QueueCopyDelete, FID: fid, DevID: was.Devices[3]}); row == nil || row.What != schema.Shard {
+			if row := r.store.Row(worktest.Key{Queue: schema.QueueCopyDelete, FID: fid, DevID: was.Devices[3]}); !isShard(row) {
 				t.Errorf("fid %d: the shard that has moved away is to be %+v", fid, row)
 			}
 		}

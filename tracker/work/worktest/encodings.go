@@ -74,8 +74,10 @@ func (s *Store) goes(fid protocol.FID, dev protocol.DevID, what schema.What) {
 // comes removes a shard's entry, and that of bad bytes.
 func (s *Store) comes(fid protocol.FID, dev protocol.DevID) {
 	k := Key{schema.QueueCopyDelete, fid, dev}
-	if r := s.rows[k]; r != nil && (r.What == schema.Shard || r.What == schema.Bad) {
-		delete(s.rows, k)
+	if r := s.rows[k]; r != nil {
+		if _, shard := r.What.Shard(); shard || r.What == schema.Bad {
+			delete(s.rows, k)
+		}
 	}
 }
 
@@ -87,7 +89,7 @@ func (s *Store) RecordEncoding(ctx context.Context, e schema.Encoding, seen []pr
 	defer s.mu.Unlock()
 	if err := s.unchanged(e.FID, seen); err != nil {
 		for _, dev := range e.Devices {
-			s.goes(e.FID, dev, schema.Shard)
+			s.goes(e.FID, dev, schema.ShardOf(e.ID))
 		}
 		return err
 	}
@@ -135,7 +137,7 @@ func (s *Store) PlaceShards(ctx context.Context, fid protocol.FID, encoding uint
 	for _, dev := range was {
 		if i := slices.Index(devs, dev); i >= 0 && !slices.Contains(e.Devices, dev) {
 			devs = slices.Delete(devs, i, i+1)
-			s.goes(fid, dev, schema.Shard)
+			s.goes(fid, dev, schema.ShardOf(e.ID))
 		}
 	}
 	s.encodings[fid], s.locations[fid] = e, sorted(devs)
@@ -164,7 +166,7 @@ func (s *Store) RecordDecoding(ctx context.Context, fid protocol.FID, encoding u
 		delete(s.rows, Key{schema.QueueCopyDelete, fid, dev})
 	}
 	for _, dev := range e.Devices {
-		s.goes(fid, dev, schema.Shard)
+		s.goes(fid, dev, schema.ShardOf(e.ID))
 	}
 	delete(s.encodings, fid)
 	s.locations[fid] = sorted(devs)

@@ -50,11 +50,11 @@ func (d *Disks) Epoch(dev protocol.DevID, fid protocol.FID) int {
 	return d.shards[protocol.FIDOn{FID: fid, Dev: dev}].epoch
 }
 
-// PutShard writes a shard of no encoding in particular.
-func (d *Disks) PutShard(dev protocol.DevID, fid protocol.FID, content string) {
+// PutShard writes a shard of an encoding.
+func (d *Disks) PutShard(dev protocol.DevID, fid protocol.FID, encoding uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.shards[protocol.FIDOn{FID: fid, Dev: dev}] = shard{content: content}
+	d.shards[protocol.FIDOn{FID: fid, Dev: dev}] = shard{set: protocol.ShardSet{FID: fid, Encoding: encoding}}
 }
 
 // LoseShard deletes a shard.
