@@ -55,8 +55,8 @@ vulncheck:
 bench: deps
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
-bench-shards:
-	TMPDIR=/dev/shm $(GO) test -run '^$$' -bench 'Upload|Encode|Rebuild|Verify|Read|Range' -benchmem ./storaged ./storaged/erasure
+bench-shards: deps
+	TMPDIR=/dev/shm $(GO) test -run '^$$' -bench 'Upload|Encode|Rebuild|Verify|Read|Range|Shards' -benchmem -timeout 60m ./storaged ./storaged/erasure ./tools/e2e
 
 # The race detector needs a C compiler, the tests PostgreSQL's server programs
 # and curl.
