@@ -309,6 +309,44 @@ func TestEncodeFails(t *testing.T) {
 	}
 }
 
+// A shard that somebody may need is not replaced by one of another encoding, nor by
+// another of the same: the order is one of a tracker that was away for long, or does
+// not know everything. What cannot be read is.
+func TestOtherShardsStay(t *testing.T) {
+	t.Parallel()
+	g := startGroup(t, nil, []int{1, 2}, []int{3, 4}, []int{5, 6})
+	content := pattern(300_000)
+	g.putRaw(42, 1, content)
+	first := g.order42(len(content))
+	if _, l := g.give(g.of[1], protocol.VerbEncode, first.Args()); l.Kind != protocol.AnswerOK {
+		t.Fatal(l)
+	}
+	for _, own := range []protocol.DevID{1, 3} { // on a device of who encodes, and of another
+		late := g.order42(len(content))
+		late.Encoding++
+		_, l := g.give(g.of[own], protocol.VerbEncode, func() protocol.Args {
+			if own != 1 {
+				late.Dev, late.From = 0, g.url(1)+"/"+protocol.FID(42).Path(1)
+			}
+			return late.Args()
+		}())
+		if l.Err == nil || l.Err.Code != "dest_error" || protocol.ParseShardFailure(l.Fields).Dev == 0 || !strings.Contains(l.Err.Text, "another shard of the file") {
+			t.Errorf("another encoding: %v %v", l.Err, l.Fields)
+		}
+		g.whole(first.ShardSet, 1, sixDevs...)
+	}
+	moved := protocol.RebuildOrder{ShardSet: first.ShardSet, Epoch: 2, Devices: []protocol.DevID{1, 2, 3, 4, 7, 5},
+		Sources: first.Targets[:4], Writes: []protocol.ShardAt{{Index: 5, Peer: protocol.Peer{Dev: 5, URL: g.url(5)}}}}
+	if items, l := g.give(g.of[1], protocol.VerbRebuild, moved.Args()); l.Err != nil || len(items) != 1 || items[0].Get("code") == "" {
+		t.Errorf("shard 5 in the place of 4: %v %v", l.Err, items)
+	}
+	g.whole(first.ShardSet, 1, sixDevs...)
+	g.rot(protocol.FID(42).ShardPath(5), 3)
+	if items, l := g.give(g.of[1], protocol.VerbRebuild, moved.Args()); l.Err != nil || len(items) != 1 || items[0].Get("code") != "" {
+		t.Errorf("in the place of a damaged one: %v %v", l.Err, items)
+	}
+}
+
 // A target that is full says so. What the others have is for the tracker to
 // remove, which has noted where shards may be.
 func TestEncodeOntoFullDisk(t *testing.T) {

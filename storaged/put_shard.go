@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/coding"
 	"github.com/mogile/mogile/storaged/erasure"
 	"github.com/mogile/mogile/storaged/volume"
 )
@@ -17,7 +18,7 @@ import (
 func (p *plane) putShard(ctx context.Context, r *request, t target, fid protocol.FID) answer {
 	order, err := p.orders.permit(r, t.dev, fid)
 	if err != nil {
-		return answer{status: http.StatusForbidden, close: true, err: err, text: []byte(err.Error()), size: int64(len(err.Error()))}
+		return refusedShard(http.StatusForbidden, err)
 	}
 	if len(r.contentRange) > 0 || r.length < 0 {
 		return answer{status: http.StatusBadRequest, close: true}
@@ -38,6 +39,12 @@ func (p *plane) putShard(ctx context.Context, r *request, t target, fid protocol
 	}
 	if u, err := v.Usage(); err == nil && r.length > u.Total*1024 {
 		return failed(fmt.Errorf("%d bytes: %w", r.length, volume.ErrNoSpace))
+	}
+	switch err := coding.Vacant(ctx, v, order); {
+	case errors.Is(err, coding.ErrTaken):
+		return refusedShard(http.StatusConflict, err)
+	case err != nil:
+		return failed(err)
 	}
 	up, err := v.Create(ctx, t.name)
 	if err != nil {
@@ -65,11 +72,17 @@ func (p *plane) putShard(ctx context.Context, r *request, t target, fid protocol
 	case ctx.Err() != nil: // it was deleted meanwhile
 		return answer{status: http.StatusConflict, close: true, err: context.Cause(ctx)}
 	case errors.Is(err, errNotShard):
-		return answer{status: http.StatusBadRequest, close: true, err: err, text: []byte(err.Error()), size: int64(len(err.Error()))}
+		return refusedShard(http.StatusBadRequest, err)
 	case err != nil:
 		return failed(err)
 	}
 	return answer{status: http.StatusCreated}
+}
+
+// refusedShard says why a shard is not wanted: who sends it tells a tracker.
+func refusedShard(status int, err error) answer {
+	text := []byte(err.Error())
+	return answer{status: status, close: true, err: err, text: text, size: int64(len(text))}
 }
 
 // errNotShard is matched by errors that say that a body is not the shard which the

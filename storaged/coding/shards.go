@@ -186,6 +186,27 @@ func (c *Coding) verify(ctx context.Context, dev protocol.DevID, f *volume.File,
 // they will not be read again.
 const forgetStep = 1 << 20
 
+// ErrTaken is matched by errors that say that a device has another shard of a file
+// than the one that was to come.
+var ErrTaken = errors.New("the device has another shard of the file")
+
+// Vacant says why a shard may not come to a device: it has one of another encoding,
+// or another of the same. An order for it is one of a tracker that was away for long,
+// or of one whose database does not know of what is there. Shards that cannot be read
+// are replaced. The path is to be the caller's until the shard is there.
+func Vacant(ctx context.Context, v *volume.Volume, shard protocol.ShardOrder) error {
+	h, err := headerAt(ctx, v, shardName(shard.FID, v.ID()))
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, erasure.ErrHeader), volume.IsUnreadable(err):
+		return nil
+	case err != nil:
+		return err
+	case h.FID != shard.FID || h.Encoding != shard.Encoding || h.Index != shard.Index:
+		return fmt.Errorf("dev%d, fid %d: %w: number %d of encoding %016x", v.ID(), shard.FID, ErrTaken, h.Index, h.Encoding)
+	}
+	return nil
+}
+
 // Drop deletes a copy or a shard, and not the other. What is on its way to the
 // path is ended first.
 func (c *Coding) Drop(ctx context.Context, o protocol.DropOrder) (protocol.DropReport, error) {
@@ -207,7 +228,7 @@ func (c *Coding) Drop(ctx context.Context, o protocol.DropOrder) (protocol.DropR
 	defer end()
 	report := protocol.DropReport{Result: protocol.Dropped}
 	if o.What == protocol.DropShard {
-		h, err := c.headerAt(ctx, v, name)
+		h, err := headerAt(ctx, v, name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return protocol.DropReport{Result: protocol.DropMissing}, nil
@@ -229,7 +250,7 @@ func (c *Coding) Drop(ctx context.Context, o protocol.DropOrder) (protocol.DropR
 	return report, nil
 }
 
-func (c *Coding) headerAt(ctx context.Context, v *volume.Volume, name string) (erasure.Header, error) {
+func headerAt(ctx context.Context, v *volume.Volume, name string) (erasure.Header, error) {
 	f, err := v.Open(ctx, name)
 	if err != nil {
 		return erasure.Header{}, err

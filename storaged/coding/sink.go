@@ -41,7 +41,10 @@ func (c *Coding) open(ctx context.Context, to protocol.Peer, shard protocol.Shar
 	if err != nil {
 		return nil, fmt.Errorf("dev%d/%s: %w", to.Dev, name, err)
 	}
-	up, err := v.Create(ctx, name)
+	var up *volume.Upload
+	if err = Vacant(ctx, v, shard); err == nil {
+		up, err = v.Create(ctx, name)
+	}
 	if err != nil {
 		end()
 		return nil, err

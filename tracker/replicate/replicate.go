@@ -81,6 +81,7 @@ type Storage interface {
 	Encode(ctx context.Context, hostport string, o protocol.EncodeOrder, alive func()) (protocol.EncodeReport, error)
 	Rebuild(ctx context.Context, hostport string, o protocol.RebuildOrder, alive func()) ([]protocol.ShardResult, protocol.RebuildReport, error)
 	Place(ctx context.Context, hostport string, o protocol.PlaceOrder) ([]protocol.ShardResult, error)
+	Drop(ctx context.Context, hostport string, o protocol.DropOrder) (protocol.DropReport, error)
 	Verify(ctx context.Context, url string, size int64, t protocol.HashType, reason string) (storage.Verified, error)
 }
 

@@ -201,6 +201,7 @@ func (r *round) encode(ctx context.Context, plan placement.Plan) (outcome, error
 		r.w.metrics.encodings.WithLabelValues(side.String()).Inc()
 		r.log.Warn().Err(err).Uint32("from", uint32(src.ID)).Str("host", executor.Host.Name).Stringer("side", side).Msg("encoding failed")
 		r.w.notify(r.id, "Failed encoding fid %d from devid %d (error type: %s)", e.FID, src.ID, side)
+		r.undo(ctx, e, plan.Shards)
 		return "", nil
 	}
 	if err := r.setSum(ctx, report.Digest); err != nil {
@@ -217,6 +218,28 @@ func (r *round) encode(ctx context.Context, plan placement.Plan) (outcome, error
 	r.log.Debug().Uint32("from", uint32(src.ID)).Int64("bytes", r.file.Length).Int("k", e.K).Int("m", e.M).
 		Dur("took", time.Since(began)).Msg("encoded")
 	return "", nil
+}
+
+// undo has what landed of shards that were made in vain deleted at once, as those of
+// another encoding are not let to their place. What is on a device that cannot be
+// asked goes later, as it was announced.
+func (r *round) undo(ctx context.Context, e schema.Encoding, on []*cluster.Device) {
+	ctx, cancel := context.WithTimeout(ctx, placeTimeout)
+	defer cancel()
+	var g errgroup.Group
+	for _, d := range on {
+		if !d.Readable() || slices.Contains(r.failedDests, d.ID) {
+			continue
+		}
+		g.Go(func() error {
+			order := protocol.DropOrder{FID: e.FID, Dev: d.ID, What: protocol.DropShard, Encoding: e.ID}
+			if _, err := r.w.o.Storage.Drop(ctx, orderAddress(d.Host), order); err != nil {
+				r.log.Debug().Err(err).Uint32("devid", uint32(d.ID)).Msg("a shard that was made in vain goes later than it could")
+			}
+			return nil
+		})
+	}
+	_ = g.Wait() // they have been logged
 }
 
 func boolInt(b bool) int {

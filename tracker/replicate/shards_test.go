@@ -130,6 +130,9 @@ func TestEncodingGoesElsewhere(t *testing.T) {
 			if slices.Contains(e.Devices, 3) || slices.Contains(e.Devices, 8) {
 				t.Errorf("fid %d on %v", fid, e.Devices)
 			}
+			if left := r.disks.ShardsOn(fid); !slices.Equal(left, slices.Sorted(slices.Values(e.Devices))) {
+				t.Errorf("fid %d is on %v, and shards on %v", fid, e.Devices, left)
+			}
 			for _, dev := range r.pending(fid) {
 				row := r.store.Row(worktest.Key{Queue: schema.QueueCopyDelete, FID: fid, DevID: dev})
 				if dev != 1 && (!isShard(row) || row.NextTry > time.Now().Unix()) {

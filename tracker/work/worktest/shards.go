@@ -2,6 +2,7 @@ package worktest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -96,15 +97,23 @@ func (d *Disks) onWrite(ctx context.Context, to []protocol.ShardAt, fid protocol
 	return 0, nil
 }
 
-// Encode is [storage.Client.Encode].
+// taken reports whether a device has another shard of a file than the one that is
+// to come: it is not replaced. The caller holds d.mu.
+func (d *Disks) taken(t protocol.ShardAt, set protocol.ShardSet) bool {
+	has, ok := d.shards[protocol.FIDOn{FID: set.FID, Dev: t.Dev}]
+	return ok && (has.set.Encoding != set.Encoding || has.index != t.Index)
+}
+
+var errTaken = errors.New("it has another shard of the file")
+
+// Encode is [storage.Client.Encode]. Where a device fails, those before it have
+// theirs.
 func (d *Disks) Encode(ctx context.Context, _ string, o protocol.EncodeOrder, alive func()) (protocol.EncodeReport, error) {
 	dev := o.Dev
 	if dev == 0 {
 		dev, _ = parse(o.From)
 	}
-	if at, err := d.onWrite(ctx, o.Targets, o.FID, alive); err != nil {
-		return protocol.EncodeReport{}, &storage.ShardError{Side: storage.DestError, Dev: at, Err: err}
-	}
+	at, failure := d.onWrite(ctx, o.Targets, o.FID, alive)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	content, ok := d.content[dev][o.FID]
@@ -122,6 +131,12 @@ func (d *Disks) Encode(ctx context.Context, _ string, o protocol.EncodeOrder, al
 		devices[i] = t.Dev
 	}
 	for _, t := range o.Targets {
+		if d.taken(t, o.ShardSet) {
+			at, failure = t.Dev, errTaken
+		}
+		if t.Dev == at {
+			return protocol.EncodeReport{}, &storage.ShardError{Side: storage.DestError, Dev: at, Err: failure}
+		}
 		d.shards[protocol.FIDOn{FID: o.FID, Dev: t.Dev}] = shard{o.ShardSet, t.Index, o.Epoch, devices, content}
 	}
 	return protocol.EncodeReport{Length: o.Length, Digest: sum}, nil
@@ -166,8 +181,10 @@ func (d *Disks) Rebuild(ctx context.Context, _ string, o protocol.RebuildOrder, 
 	if good < o.K {
 		return nil, report, &storage.ShardError{Side: storage.SourceError, Err: protocol.ErrTooFewShards}
 	}
-	for _, r := range results {
-		if r.Err == nil {
+	for i, r := range results {
+		if d.taken(o.Writes[i], o.ShardSet) {
+			results[i].Err = &protocol.Error{Code: protocol.ErrCopyDest.Code, Text: errTaken.Error()}
+		} else if r.Err == nil {
 			d.shards[protocol.FIDOn{FID: o.FID, Dev: r.Dev}] = shard{o.ShardSet, r.Index, o.Epoch, o.Devices, content}
 		}
 	}
