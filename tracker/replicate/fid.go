@@ -207,10 +207,7 @@ func (r *round) run(ctx context.Context) (outcome, error) {
 				return result, err
 			}
 		default:
-			r.why = plan.Why
-			r.report(noSuggestion,
-				"policy_no_suggestions: replication policy ran out of suggestions for us replicating fid %d", r.file.FID)
-			return noSuggestion, nil
+			return r.suggestNothing(plan.Why), nil
 		}
 	}
 }
@@ -230,6 +227,13 @@ func (r *round) question() placement.Question {
 		MinFreeMB:   r.w.o.MinFreeMB,
 		Rand:        r.rng,
 	}
+}
+
+// suggestNothing tells what is in the way of all that the policy wants.
+func (r *round) suggestNothing(why string) outcome {
+	r.why = why
+	r.report(noSuggestion, "policy_no_suggestions: replication policy ran out of suggestions for us replicating fid %d", r.file.FID)
+	return noSuggestion
 }
 
 func (r *round) sourceDown() outcome {

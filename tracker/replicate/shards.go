@@ -204,6 +204,13 @@ func (r *round) encode(ctx context.Context, plan placement.Plan) (outcome, error
 		r.undo(ctx, e, plan.Shards)
 		return "", nil
 	}
+	if agreed, err := r.agreed(ctx, src.ID, report); err != nil {
+		return "", err
+	} else if !agreed {
+		r.w.metrics.encodings.WithLabelValues("unrecorded").Inc()
+		r.undo(ctx, e, plan.Shards)
+		return r.suggestNothing("no checksum is recorded, and another copy cannot be read or has another content: it would go for good"), nil
+	}
 	if err := r.setSum(ctx, report.Digest); err != nil {
 		return "", err
 	}
@@ -218,6 +225,25 @@ func (r *round) encode(ctx context.Context, plan placement.Plan) (outcome, error
 	r.log.Debug().Uint32("from", uint32(src.ID)).Int64("bytes", r.file.Length).Int("k", e.K).Int("m", e.M).
 		Dur("took", time.Since(began)).Msg("encoded")
 	return "", nil
+}
+
+// agreed reports whether the other copies that can be read, which are to go, have
+// the content that was encoded. Where a checksum is recorded it has been compared
+// with that; else nobody knows which of two is right.
+func (r *round) agreed(ctx context.Context, src protocol.DevID, report protocol.EncodeReport) (bool, error) {
+	if !r.sum.IsZero() {
+		return true, nil
+	}
+	r.content = &protocol.ContentSum{Length: report.Length, CRC32C: report.CRC32C}
+	for _, p := range r.on {
+		if p.Device.ID == src || !p.Readable {
+			continue
+		}
+		if right, err := r.rightContent(ctx, p); err != nil || !right {
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // undo has what landed of shards that were made in vain deleted at once, as those of

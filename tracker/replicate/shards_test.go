@@ -5,6 +5,7 @@ import (
 	"crypto/md5"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -13,6 +14,7 @@ import (
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/schema"
 	"github.com/mogile/mogile/tracker/cluster"
+	"github.com/mogile/mogile/tracker/storage"
 	"github.com/mogile/mogile/tracker/work"
 	"github.com/mogile/mogile/tracker/work/worktest"
 )
@@ -163,6 +165,53 @@ func TestCorruptCopyIsNotEncoded(t *testing.T) {
 			t.Error("the corrupt copies were never tried")
 		}
 	})
+}
+
+// TestCopiesThatDifferAreNotEncoded has two copies of a file of which no checksum is
+// recorded: shards of one take the place of both only if the other is the same.
+func TestCopiesThatDifferAreNotEncoded(t *testing.T) {
+	for _, class := range []schema.ClassID{coded, 7} { // without and with a hash
+		for _, c := range []struct {
+			name  string
+			setup func(*rig)
+			coded bool
+		}{
+			{"the same", func(*rig) {}, true},
+			{"another", func(r *rig) { r.disks.Put(2, 1, rotten) }, false},
+			{"not as it was noted", func(r *rig) { r.disks.Rot(2, 1, rotten) }, false},
+			{"away", func(r *rig) {
+				r.cluster.Change(2, func(d *cluster.Device, _ *cluster.Host) { d.Status = schema.DeviceDown })
+			}, true},
+		} {
+			t.Run(fmt.Sprint(c.name, " ", class), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					r := newCodedRig(t, 4, 2)
+					for dev := protocol.DevID(1); dev <= 8; dev++ {
+						r.cluster.Change(dev, func(_ *cluster.Device, h *cluster.Host) {
+							h.Capabilities = cluster.Capabilities{Version: 1, Words: []string{protocol.WordEC, storage.CapabilitySum}}
+						})
+					}
+					r.put(1, class, 1, 2)
+					c.setup(r)
+					r.options.Rand = rand.New(rand.NewPCG(1, 2))
+					r.run()
+					if c.coded {
+						r.checkEncoded(1, 1, 2)
+						return
+					}
+					if _, ok := r.store.Encoding(1); ok || !slices.Equal(r.store.Locations(1), []protocol.DevID{1, 2}) || !r.toldFsck(1) {
+						t.Errorf("encoded: %v, on %v, fsck is told: %v", ok, r.store.Locations(1), r.toldFsck(1))
+					}
+					if sum, err := r.store.Checksum(t.Context(), 1); err != nil || !sum.IsZero() {
+						t.Errorf("checksum %v, %v", sum, err)
+					}
+					if left := r.disks.ShardsOn(1); len(left) != 0 {
+						t.Errorf("shards are left on %v", left)
+					}
+				})
+			})
+		}
+	}
 }
 
 // TestUnknownShardsStay has a database that was restored: it names the copy of which

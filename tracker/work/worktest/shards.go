@@ -139,7 +139,7 @@ func (d *Disks) Encode(ctx context.Context, _ string, o protocol.EncodeOrder, al
 		}
 		d.shards[protocol.FIDOn{FID: o.FID, Dev: t.Dev}] = shard{o.ShardSet, t.Index, o.Epoch, devices, content}
 	}
-	return protocol.EncodeReport{Length: o.Length, Digest: sum}, nil
+	return protocol.EncodeReport{Length: o.Length, CRC32C: contentSum(content).CRC32C, Digest: sum}, nil
 }
 
 func digest(content string, want protocol.Checksum, t protocol.HashType) protocol.Checksum {
