@@ -152,6 +152,7 @@ func New(o Options) (_ *Daemon, err error) {
 		for _, l := range d.listeners() {
 			l.closeIdle(idleOutOfFiles)
 		}
+		d.coding.Close() // what it keeps for further shards
 	}
 	listen := func(addr string) (*listener, error) {
 		l, err := o.Listen(addr)

@@ -105,7 +105,7 @@ func New(o Options) *Coding {
 		o: o, memory: semaphore.NewWeighted(o.Memory), jobs: semaphore.NewWeighted(int64(o.Jobs)),
 		limit: newLimit(o.Bandwidth), meter: newMeter(o.Registerer), verifying: map[protocol.DevID]chan struct{}{},
 		uploads: &uploads{
-			key: o.Key, timeout: o.PeerTimeout, now: o.Now, idle: map[string][]idleConn{},
+			key: o.Key, timeout: o.PeerTimeout, now: o.Now, idle: map[string][]*idleConn{},
 			dialer: net.Dialer{Timeout: o.ConnTimeout, KeepAlive: 30 * time.Second},
 		},
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,6 +22,8 @@ const (
 	// keepIdle bounds the connections that are kept to one storage daemon for
 	// further shards.
 	keepIdle = 64
+	// keepAll bounds them for all storage daemons together.
+	keepAll = 1024
 	// idleTime is for how long they are kept. Storage daemons wait for longer.
 	idleTime = time.Minute
 	// flushTimes is how many times the timeout of a peer it may take to flush a
@@ -41,13 +44,15 @@ type uploads struct {
 	dialer  net.Dialer
 	now     func() time.Time
 
-	mu   sync.Mutex // guards idle
-	idle map[string][]idleConn
+	mu   sync.Mutex             // guards the rest
+	idle map[string][]*idleConn // none are empty
+	kept int                    // how many there are
 }
 
+// idleConn is closed when over is.
 type idleConn struct {
 	net.Conn
-	since time.Time
+	over *time.Timer
 }
 
 // upload is a shard on its way to another storage daemon.
@@ -68,35 +73,65 @@ type upload struct {
 // there is one.
 func (u *uploads) connect(ctx context.Context, addr string) (net.Conn, error) {
 	for {
-		u.mu.Lock()
-		n := len(u.idle[addr])
-		if n == 0 {
-			u.mu.Unlock()
+		c := u.take(addr)
+		switch {
+		case c == nil:
 			return u.dialer.DialContext(ctx, "tcp", addr)
-		}
-		c := u.idle[addr][n-1]
-		if n == 1 {
-			delete(u.idle, addr)
-		} else {
-			u.idle[addr] = u.idle[addr][:n-1]
-		}
-		u.mu.Unlock()
-		if u.now().Sub(c.since) < idleTime && c.SetDeadline(time.Time{}) == nil && protocol.Quiet(c.Conn) {
+		case c.SetDeadline(time.Time{}) == nil && protocol.Quiet(c.Conn):
 			return c.Conn, nil
 		}
 		_ = c.Close() // nothing was asked for
 	}
 }
 
-// keep keeps a connection for the next shard.
-func (u *uploads) keep(addr string, c net.Conn) {
+// take is the connection to a storage daemon that was used last of those that are
+// kept, nil where there is none.
+func (u *uploads) take(addr string) *idleConn {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if list := u.idle[addr]; len(list) >= keepIdle {
-		_ = list[0].Close()
-		u.idle[addr] = append(list[:0], list[1:]...)
+	list := u.idle[addr]
+	if len(list) == 0 {
+		return nil
 	}
-	u.idle[addr] = append(u.idle[addr], idleConn{c, u.now()})
+	c := list[len(list)-1]
+	u.forget(addr, c)
+	return c
+}
+
+// forget takes a connection out of those that are kept, and reports whether it was
+// one. The caller holds mu.
+func (u *uploads) forget(addr string, c *idleConn) bool {
+	list := u.idle[addr]
+	i := slices.Index(list, c)
+	if i < 0 {
+		return false
+	}
+	c.over.Stop()
+	u.kept--
+	if u.idle[addr] = slices.Delete(list, i, i+1); len(list) == 1 {
+		delete(u.idle, addr)
+	}
+	return true
+}
+
+// keep keeps a connection for the next shard, for a while.
+func (u *uploads) keep(addr string, conn net.Conn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.idle[addr]) >= keepIdle || u.kept >= keepAll {
+		_ = conn.Close() // the shard is there
+		return
+	}
+	c := &idleConn{Conn: conn}
+	c.over = time.AfterFunc(idleTime, func() {
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		if u.forget(addr, c) {
+			_ = c.Close() // nothing was asked for
+		}
+	})
+	u.idle[addr] = append(u.idle[addr], c)
+	u.kept++
 }
 
 // close gives up the connections that are kept.
@@ -105,10 +140,12 @@ func (u *uploads) close() {
 	defer u.mu.Unlock()
 	for _, list := range u.idle {
 		for _, c := range list {
-			_ = c.Close()
+			c.over.Stop()
+			_ = c.Close() // nothing was asked for
 		}
 	}
 	clear(u.idle)
+	u.kept = 0
 }
 
 // begin begins to send a shard of size bytes. When ctx ends the upload fails.
