@@ -8,10 +8,10 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
-	"net/url"
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -27,51 +27,49 @@ const (
 	keptFor = 2 * time.Minute
 )
 
-// Client fetches pieces of files from storage daemons, any that serve ranges. Its
-// methods may be called concurrently.
+// Client fetches pieces of files from storage daemons, any that serve ranges and
+// tell lengths. Its methods may be called concurrently.
+//
+// It speaks just the HTTP/1.1 that this needs: one request at a time on each
+// connection, of which the answer's body goes from the socket to where the caller
+// wants it, without a goroutine or memory of its own.
 type Client struct {
-	transport *http.Transport
-	silence   time.Duration
+	dialer  net.Dialer
+	kept    kept
+	silence time.Duration
 }
 
 // NewClient makes a Client. It must be closed.
 func NewClient() *Client {
-	dial := net.Dialer{Timeout: connTime, KeepAlive: 30 * time.Second}
 	return &Client{
-		transport: &http.Transport{
-			Proxy:                  nil, // whatever the environment says
-			DialContext:            dial.DialContext,
-			DisableCompression:     true,
-			MaxIdleConnsPerHost:    keptPerDaemon,
-			IdleConnTimeout:        keptFor,
-			MaxResponseHeaderBytes: 64 << 10,
-			ReadBufferSize:         4 << 10, // large reads pass it by
-		},
+		dialer:  net.Dialer{Timeout: connTime, KeepAlive: 30 * time.Second},
 		silence: silence,
 	}
 }
 
 // Close gives the connections up that are kept.
-func (c *Client) Close() { c.transport.CloseIdleConnections() }
+func (c *Client) Close() { c.kept.close() }
 
 // errBroken says that a daemon broke off.
 var errBroken = errors.New("the storage daemon broke off")
 
-// errSilent is the cause of the end of a request to a daemon that sends nothing.
+// errSilent says that a daemon sends nothing.
 var errSilent = errors.New("the storage daemon is silent")
 
 // Piece is a part of a file as it comes from a storage daemon. It is read by one
 // goroutine at a time; Close may be called by another meanwhile, and ends what
 // Read waits for.
 type Piece struct {
-	body    io.ReadCloser
-	url     string
-	size    int64 // of the whole file
-	left    int64
-	silence time.Duration
-	dog     *time.Timer // ends the request when nothing comes
-	cancel  context.CancelCauseFunc
-	cause   func() error
+	client *Client
+	conn   *conn
+	daemon string
+	path   string
+	ctx    context.Context
+	stay   func() bool // has the connection outlive ctx
+	size   int64       // of the whole file
+	left   int64
+	keep   bool        // the connection is good for another request when all was read
+	over   atomic.Bool // all was read
 }
 
 // Get asks for n bytes (at least one) at off of a file, or as many as it has from
@@ -79,53 +77,80 @@ type Piece struct {
 // before off. Other errors say that it could not be asked for. The request ends
 // with ctx.
 func (c *Client) Get(ctx context.Context, daemon, path string, off, n int64) (*Piece, error) {
-	u, err := url.Parse(daemon + "/" + path)
-	if err != nil {
-		return nil, fmt.Errorf("GET %s/%s: %w", daemon, path, err)
+	p := &Piece{client: c, daemon: daemon, path: path, ctx: ctx}
+	if !isPlain(daemon) || !isPlain(path) {
+		return nil, p.failed(errors.New("no URL"))
 	}
-	p := &Piece{url: daemon + "/" + path, silence: c.silence}
-	ctx, p.cancel = context.WithCancelCause(ctx)
-	p.cause = func() error { return context.Cause(ctx) }
-	p.dog = time.AfterFunc(p.silence, func() { p.cancel(fmt.Errorf("%w for %v: %w", errSilent, p.silence, os.ErrDeadlineExceeded)) })
-	req := (&http.Request{
-		Method: http.MethodGet, URL: u, Host: u.Host, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: http.Header{"User-Agent": {"Mogile"}, "Range": {fmt.Sprintf("bytes=%d-%d", off, off+n-1)}},
-	}).WithContext(ctx)
-	res, err := c.transport.RoundTrip(req) // not a client: redirects and cookies are not for us
-	if err != nil {
-		err = p.explain(err)
-		p.end()
-		return nil, err
+	addr, ok := strings.CutPrefix(daemon, "http://")
+	if !ok {
+		return nil, p.failed(errors.New("no URL of HTTP"))
 	}
-	p.dog.Stop()
-	p.body = res.Body
-	if err := p.accept(res, off, n); err != nil {
-		_ = p.Close() // nothing more is wanted of it
-		return nil, err
+	for {
+		conn, used := c.kept.get(addr), true
+		if conn == nil {
+			tcp, err := c.dialer.DialContext(ctx, "tcp", addr)
+			switch {
+			case err != nil && ctx.Err() != nil:
+				return nil, p.failed(context.Cause(ctx))
+			case err != nil:
+				return nil, p.failed(err)
+			}
+			conn, used = newConn(tcp, addr), false
+		}
+		p.conn, p.stay = conn, context.AfterFunc(ctx, conn.abandon)
+		h, err := conn.ask(path, off, n, c.silence)
+		if err == nil {
+			err = p.accept(&h, off, n)
+			if err == nil {
+				return p, nil
+			}
+			// The text of a refusal is nothing to wait for.
+			if p.keep && conn.skip(h.length) {
+				p.over.Store(true)
+			}
+			_ = p.Close() // it has no error
+			return nil, p.failed(err)
+		}
+		_ = p.Close() // as above
+		if used && errors.Is(err, errUnanswered) && ctx.Err() == nil {
+			continue // the daemon may have closed it, as it may at any time
+		}
+		return nil, p.explain(err)
 	}
-	return p, nil
+}
+
+// isPlain reports whether text can be a part of a request as it is.
+func isPlain(text string) bool {
+	return !strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f })
 }
 
 // accept sees whether an answer is the piece that was asked for.
-func (p *Piece) accept(res *http.Response, off, n int64) error {
-	switch res.StatusCode {
+func (p *Piece) accept(h *head, off, n int64) error {
+	p.keep = h.keep && h.length >= 0
+	switch h.status {
 	case http.StatusPartialContent:
-		first, last, size, ok := parseRange(res.Header.Get("Content-Range"))
-		if !ok || first != off || last < first || last >= off+n || last >= size || res.ContentLength >= 0 && res.ContentLength != last-first+1 {
-			return fmt.Errorf("GET %s: %q is not the range that was asked for", p.url, res.Header.Get("Content-Range"))
+		first, last, size, ok := parseRange(h.contentRange)
+		if !ok || first != off || last < first || last >= off+n || last >= size || h.length != last-first+1 {
+			p.keep = false
+			return fmt.Errorf("%q of %d bytes is not the range that was asked for", h.contentRange, h.length)
 		}
-		p.size, p.left = size, last-first+1
+		p.size, p.left = size, h.length
 	case http.StatusOK: // all of it, of a server that knows no ranges
-		if off != 0 || res.ContentLength < 0 {
-			return fmt.Errorf("GET %s: the server sends the whole file, not a range of it", p.url)
+		if off != 0 || h.length < 0 {
+			p.keep = false
+			return errors.New("the server sends the whole file, not a range of it")
 		}
-		p.size, p.left = res.ContentLength, min(res.ContentLength, n)
+		p.size, p.left = h.length, min(h.length, n)
+		p.keep = p.keep && p.left == h.length
+		if p.left == 0 {
+			return io.EOF
+		}
 	case http.StatusRequestedRangeNotSatisfiable:
-		return fmt.Errorf("GET %s at %d: %w", p.url, off, io.EOF)
+		return fmt.Errorf("at %d: %w", off, io.EOF)
 	case http.StatusNotFound:
-		return fmt.Errorf("GET %s: %w", p.url, fs.ErrNotExist)
+		return fs.ErrNotExist
 	default:
-		return fmt.Errorf("GET %s: HTTP status %d", p.url, res.StatusCode)
+		return fmt.Errorf("HTTP status %d", h.status)
 	}
 	return nil
 }
@@ -135,10 +160,16 @@ func parseRange(text string) (first, last, size int64, ok bool) {
 	span, ok := strings.CutPrefix(text, "bytes ")
 	span, total, ok1 := strings.Cut(span, "/")
 	from, to, ok2 := strings.Cut(span, "-")
-	first, err1 := strconv.ParseInt(from, 10, 64)
-	last, err2 := strconv.ParseInt(to, 10, 64)
-	size, err3 := strconv.ParseInt(total, 10, 64)
-	return first, last, size, ok && ok1 && ok2 && err1 == nil && err2 == nil && err3 == nil
+	first, ok3 := parseNumber(from)
+	last, ok4 := parseNumber(to)
+	size, ok5 := parseNumber(total)
+	return first, last, size, ok && ok1 && ok2 && ok3 && ok4 && ok5
+}
+
+// parseNumber reads digits.
+func parseNumber(text string) (int64, bool) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	return n, err == nil && text[0] != '+' && text[0] != '-'
 }
 
 // Size is that of the whole file, in bytes.
@@ -149,39 +180,42 @@ func (p *Piece) Read(b []byte) (int, error) {
 	if p.left == 0 {
 		return 0, io.EOF
 	}
-	b = b[:min(int64(len(b)), p.left)]
-	p.dog.Reset(p.silence)
-	n, err := p.body.Read(b)
-	p.dog.Stop()
-	p.left -= int64(n)
-	switch {
-	case n > 0 && (err == nil || p.left == 0):
-		return n, nil
-	case err != nil:
-		return n, p.explain(err)
+	if len(b) == 0 {
+		return 0, nil
 	}
-	return n, nil
+	n, err := p.conn.read(b[:min(int64(len(b)), p.left)], p.client.silence)
+	if p.left -= int64(n); p.left == 0 {
+		p.over.Store(true)
+	}
+	if n > 0 {
+		return n, nil // an error comes again
+	}
+	return 0, p.explain(err)
 }
 
 // explain says why the daemon broke off.
 func (p *Piece) explain(err error) error {
-	if cause := p.cause(); cause != nil {
-		err = cause
+	switch {
+	case p.ctx.Err() != nil:
+		err = context.Cause(p.ctx)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		err = fmt.Errorf("%w for %v: %w", errSilent, p.client.silence, os.ErrDeadlineExceeded)
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		err = errBroken // not the end of the file, which is as long as was told
 	}
-	if err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = errBroken // the file is as long as was told
-	}
-	return fmt.Errorf("GET %s: %w", p.url, err)
+	return p.failed(err)
 }
 
-func (p *Piece) end() {
-	p.dog.Stop()
-	p.cancel(nil)
-}
+// failed says of which request an error is.
+func (p *Piece) failed(err error) error { return fmt.Errorf("GET %s/%s: %w", p.daemon, p.path, err) }
 
 // Close ends the request. Its connection is kept if all was read.
 func (p *Piece) Close() error {
-	p.end()
-	_ = p.body.Close() // one that was not read to its end takes the connection with it
+	switch stays := p.stay(); {
+	case stays && p.over.Load() && p.keep && p.conn.buffered() == 0:
+		p.client.kept.put(p.conn)
+	default:
+		p.conn.abandon()
+	}
 	return nil
 }

@@ -135,6 +135,7 @@ func TestGetSilence(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasSuffix(r.URL.Path, "middle") {
 			w.Header().Set("Content-Range", "bytes 0-9/10")
+			w.Header().Set("Content-Length", "10")
 			w.WriteHeader(206)
 			io.WriteString(w, "012")
 			w.(http.Flusher).Flush()
