@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	// maxFails is how many times a shard may break off before it is left alone.
+	// maxFails is how many times in a row a shard may break off, without a block,
+	// before it is left alone.
 	maxFails = 2
 	// maxBad is how many bad blocks in a row of reading a shard may have before
 	// others are read in its place. It may still be needed where those are bad.
@@ -363,6 +364,9 @@ func (s *shards) take(i int, r result) {
 	stripe := f.next
 	f.next++
 	f.late = false
+	if r.err == nil {
+		o.fails = 0
+	}
 	switch {
 	case r.err != nil:
 		o.bads++

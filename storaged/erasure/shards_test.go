@@ -537,6 +537,19 @@ func TestBreaksOff(t *testing.T) {
 
 // TestMemory: where others hold memory files are read with little of it, whole or
 // not, and those that get none are told if they wait for too long.
+// TestLongRead has all shards break off again and again, as those of daemons that
+// are restarted, or grow tired of a client that is slow, but not without giving
+// something: such a read goes on for as long as it takes.
+func TestLongRead(t *testing.T) {
+	t.Parallel()
+	c := erasure.New(erasure.Options{})
+	f := encodeRandom(t, c, seeded(t), 3, 2, 64, 20_000).clone()
+	for i := range f.header.Shards() {
+		f.disks.broken[protocol.DevID(i+1)] = 1000
+	}
+	f.check(t, c, "breaking off")
+}
+
 func TestMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := erasure.New(erasure.Options{Memory: 4 << 20, Patience: time.Second})
