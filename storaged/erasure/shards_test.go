@@ -545,7 +545,7 @@ func TestLongRead(t *testing.T) {
 	c := erasure.New(erasure.Options{})
 	f := encodeRandom(t, c, seeded(t), 3, 2, 64, 20_000).clone()
 	for i := range f.header.Shards() {
-		f.disks.broken[protocol.DevID(i+1)] = 1000
+		f.disks.broken[protocol.DevID(i+1)] = 5
 	}
 	f.check(t, c, "breaking off")
 }
