@@ -1,6 +1,7 @@
 package storaged
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/md5"
@@ -266,6 +267,49 @@ func TestEncodeOfUnknownContent(t *testing.T) {
 		t.Errorf("a source with two contents: %v %v", l.Err, l.Fields)
 	}
 	g.nothing(43)
+}
+
+// A tracker is told that the first of two readings gets on: it gives up orders of
+// which nothing is heard, and a large file takes its time.
+func TestFirstReadingIsProgress(t *testing.T) {
+	t.Parallel()
+	g := startGroup(t, nil, []int{1, 2}, []int{3, 4}, []int{5, 6})
+	content := pattern(400_000)
+	heard := make(chan struct{})
+	source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(content)))
+		_, _ = w.Write(content[:len(content)/2])
+		w.(http.Flusher).Flush()
+		select {
+		case <-heard:
+		case <-r.Context().Done():
+		}
+		_, _ = w.Write(content[len(content)/2:])
+	}))
+	defer source.Close()
+	o := g.order42(len(content))
+	o.Dev, o.From = 0, source.URL+"/x"
+	conn := dial(t, g.of[1].HTTPAddr())
+	if err := conn.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	body := protocol.NewOrder(protocol.VerbEncode, time.Now(), time.Hour, o.Args()).Sign(nil)
+	fmt.Fprintf(conn, "POST /.mogile/encode HTTP/1.1\r\nHost: x\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s", protocol.OrderType, len(body), body)
+	lines := bufio.NewScanner(conn)
+	for once := false; lines.Scan(); {
+		text := lines.Text()
+		if done, ok := strings.CutPrefix(text, "PROGRESS done="); ok && done != "0" && !once {
+			once = true
+			close(heard)
+		}
+		if strings.HasPrefix(text, "OK ") {
+			if !once {
+				t.Error("no progress was told")
+			}
+			return
+		}
+	}
+	t.Fatalf("no end: %v", lines.Err())
 }
 
 func TestEncodeFails(t *testing.T) {

@@ -61,7 +61,7 @@ func (c *Coding) encode(ctx context.Context, o *protocol.EncodeOrder, progress f
 	defer func() { src.Close() }() // opened for reading
 	if !src.known {
 		// Shards begin with the sum of the whole content.
-		sum, err := c.sumOf(work, o, src)
+		sum, err := c.sumOf(work, o, src, progress)
 		if err != nil {
 			return protocol.EncodeReport{}, c.blameSource(ctx, o, err)
 		}
@@ -80,9 +80,10 @@ func (c *Coding) encode(ctx context.Context, o *protocol.EncodeOrder, progress f
 	return c.encodeFrom(ctx, work, cancel, o, h, src, progress)
 }
 
-// sumOf reads a file for its sum.
-func (c *Coding) sumOf(ctx context.Context, o *protocol.EncodeOrder, src *raw) (volume.Sum, error) {
-	in := c.check(ctx, o, src, func(int64) {})
+// sumOf reads a file for its sum. That counts as progress, too: who gives orders
+// waits for nothing else.
+func (c *Coding) sumOf(ctx context.Context, o *protocol.EncodeOrder, src *raw, progress func(int64)) (volume.Sum, error) {
+	in := c.check(ctx, o, src, progress)
 	if _, err := io.Copy(io.Discard, in); err != nil {
 		return volume.Sum{}, err
 	}
