@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -144,6 +145,9 @@ func TestJudge(t *testing.T) {
 				h.visits = append(h.visits, &visit{
 					dev: &cluster.Device{Device: schema.Device{ID: protocol.DevID(i + 1)}}, outcome: s.outcome, state: s.state,
 				})
+				if s.outcome == fetched {
+					h.heard(http.Header{})
+				}
 			}
 			got := judge(h)
 			if got[0].Host != 3 || got[0].HostState != tt.host || (got[0].Capabilities != nil) != (tt.host == cluster.HostReachable) {

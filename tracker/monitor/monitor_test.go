@@ -84,7 +84,7 @@ func TestRhythm(t *testing.T) {
 				t.Errorf("%s: %d, want about %d", what, got, want)
 			}
 		}
-		near("usage files", w.requests("dev1/usage"), 3600*2/5)
+		near("usage files", w.requests("7510/dev1/usage"), 3600*2/5)
 		near("test writes", w.requests("PUT 10.0.0.1:7500/dev1/test-write/test-write-"), 3600/15)
 		near("MD5 probes", w.requests("dev1/test-write/test-md5"), 3600/15)
 		near("test writes on a readonly device", w.requests("dev2/test-write"), 0)
@@ -374,7 +374,7 @@ func TestRefreshBeginsAfterTheCall(t *testing.T) {
 			}
 		})
 		all.Wait()
-		if got := w.requests("dev9/usage"); got != 1 {
+		if got := w.requests("7510/dev9/usage"); got != 1 {
 			t.Errorf("%d rounds for five calls", got)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -399,7 +399,7 @@ func TestNextRoundDoesNotAsk(t *testing.T) {
 		if took := time.Since(began); took < 1400*time.Millisecond || took > 1600*time.Millisecond {
 			t.Errorf("the next round was over after %v, want about 1.5 s", took)
 		}
-		if got := w.requests("usage"); got != 2 {
+		if got := w.requests("7510/dev1/usage"); got != 2 {
 			t.Errorf("%d rounds", got)
 		}
 	})
@@ -567,9 +567,9 @@ func TestRunAgain(t *testing.T) {
 			t.Error(err)
 		}
 		time.Sleep(time.Minute)
-		before := w.requests("usage")
+		before := w.requests("7510/dev1/usage")
 		time.Sleep(time.Minute)
-		if got := w.requests("usage") - before; got > 25 {
+		if got := w.requests("7510/dev1/usage") - before; got > 25 {
 			t.Errorf("%d rounds in a minute", got)
 		}
 		cancel()

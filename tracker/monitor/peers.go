@@ -76,11 +76,7 @@ func (e *errand) due(peers map[protocol.DevID]string, now time.Time) bool {
 // attend does what is to be done for a host after a visit. peers is as of the
 // time asOf, by this tracker's clock.
 func (s *errands) attend(ctx context.Context, h *hostVisit, peers map[protocol.DevID]string, asOf time.Time) {
-	able, suspects := false, 0
-	for _, v := range h.visits {
-		able = able || v.outcome == fetched && v.capabilities.Has(protocol.WordEC)
-		suspects = max(suspects, v.suspects)
-	}
+	able, suspects := h.capabilities != nil && h.capabilities.Has(protocol.WordEC), h.suspects
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.hosts[h.host.ID]

@@ -14,6 +14,7 @@ import (
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/schema"
+	"github.com/mogile/mogile/tracker/cluster"
 )
 
 // TestPeersAreTold: storage daemons that keep shards learn where all devices are,
@@ -94,5 +95,41 @@ func TestSuspectsAreQueued(t *testing.T) {
 		if want := []protocol.FID{5, 9}; !slices.Equal(w.queued, want) {
 			t.Errorf("queued %v, want %v", w.queued, want)
 		}
+	})
+}
+
+// TestCapabilitiesOfGetPorts: what a storage daemon can do it says on the port that
+// takes orders, whatever serves on the other.
+func TestCapabilitiesOfGetPorts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(2, 3)
+		w.headers["10.0.0.1:7510"] = http.Header{"Server": {"nginx"}}
+		w.headers["10.0.0.1:7500"] = http.Header{"Mogile": {"1 copy ec"}, protocol.SuspectsHeader: {"1"}}
+		w.headers["10.0.0.2:7510"] = http.Header{"Mogile": {"1 copy ec"}}
+		w.headers["10.0.0.2:7500"] = http.Header{}
+		w.suspects = map[string][]protocol.FIDOn{"10.0.0.1:7500": {{FID: 9, Dev: 2}}}
+		m, c, stop := w.monitored(t, Options{})
+		<-m.Ready()
+		time.Sleep(time.Second)
+		synctest.Wait()
+		s := c.Snapshot()
+		if !s.Hosts[1].Capabilities.Has("ec") || s.Hosts[2].Capabilities.Has("ec") {
+			t.Errorf("capabilities %v and %v", s.Hosts[1].Capabilities, s.Hosts[2].Capabilities)
+		}
+		if n := w.requests("GET 10.0.0.1:7500/"); n != 1 {
+			t.Errorf("the other port was asked %d times", n)
+		}
+		if !slices.Equal(w.queued, []protocol.FID{9}) {
+			t.Errorf("queued %v", w.queued)
+		}
+		// A port that does not answer says nothing about what it can do.
+		w.do(func() { w.gone["10.0.0.1:7500"] = refusal })
+		if err := m.NextRound(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if s := c.Snapshot(); !s.Hosts[1].Capabilities.Has("ec") || s.Hosts[1].Observed != cluster.HostReachable {
+			t.Errorf("host %s with %v", s.Hosts[1].Observed, s.Hosts[1].Capabilities)
+		}
+		stop()
 	})
 }

@@ -44,9 +44,7 @@ type visit struct {
 	err          error               // of fetching the usage file, reading it, or of the test write
 	state        cluster.DeviceState // empty: as before
 	rejectBadMD5 *bool
-	capabilities cluster.Capabilities
 	usage        schema.Usage // without DevID: not known
-	suspects     int          // shards that the storage daemon wants to have checked
 }
 
 // hostVisit is one host in one round.
@@ -58,6 +56,29 @@ type hostVisit struct {
 	left   int        // visits that are not over
 	silent int
 	spoke  bool // something was heard of it
+	asked  bool // what its daemon can do, where another port is read from
+
+	capabilities *cluster.Capabilities // nil: not known
+	suspects     int                   // shards that the storage daemon wants to have checked
+}
+
+// heard notes what the storage daemon says of itself in the headers of an answer on
+// the port where it takes orders.
+func (h *hostVisit) heard(header http.Header) {
+	capabilities := cluster.ParseCapabilities(header.Get("Mogile"))
+	suspects, _ := strconv.Atoi(header.Get(protocol.SuspectsHeader)) // 0 where there is none
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.capabilities, h.suspects = &capabilities, max(h.suspects, suspects)
+}
+
+// ask reports, once, that the host's other port is to be asked what its daemon can do.
+func (h *hostVisit) ask() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	first := !h.asked
+	h.asked = true
+	return first
 }
 
 // hangs reports whether the host was heard nothing of by more than one of its
@@ -135,6 +156,7 @@ func (m *Monitor) round(ctx context.Context) {
 				work.Alive(ctx)
 				if !v.host.hangs() {
 					m.look(ctx, v)
+					m.learn(ctx, v)
 				}
 				if v.host.over(v) && ctx.Err() == nil {
 					m.conclude(v.host)
@@ -159,8 +181,9 @@ func (m *Monitor) look(ctx context.Context, v *visit) {
 		return
 	}
 	v.outcome = fetched
-	v.capabilities = cluster.ParseCapabilities(header.Get("Mogile"))
-	v.suspects, _ = strconv.Atoi(header.Get(protocol.SuspectsHeader)) // 0 where there is none
+	if v.dev.Host.Port == v.dev.Host.ReadPort() {
+		v.host.heard(header)
+	}
 	total, used, err := parseUsage(file)
 	if err != nil {
 		v.err = err
@@ -185,6 +208,19 @@ func (m *Monitor) look(ctx context.Context, v *visit) {
 		if v.state == cluster.DeviceWriteable {
 			v.rejectBadMD5 = m.testMD5(ctx, v.dev)
 		}
+	}
+}
+
+// learn asks a host of which another port is read what its storage daemon can do, once
+// in a round: what serves there may be a web server, and takes no orders in any case.
+// Where it does not answer, what was known remains so.
+func (m *Monitor) learn(ctx context.Context, v *visit) {
+	port := v.dev.Host.Port
+	if v.outcome != fetched || port == v.dev.Host.ReadPort() || !v.host.ask() {
+		return
+	}
+	if _, header, err := m.get(ctx, deviceURL(v.dev, port, "/usage"), usageLimit); err == nil {
+		v.host.heard(header)
 	}
 }
 
@@ -213,13 +249,10 @@ func testDue(d *cluster.Device, now, tested time.Time, interval time.Duration) b
 // device of which no usage file could be had is unreachable, unless it is its
 // host that is.
 func judge(h *hostVisit) []cluster.Observation {
-	host := cluster.Observation{Host: h.host.ID}
+	host := cluster.Observation{Host: h.host.ID, Capabilities: h.capabilities}
 	counts := map[outcome]int{}
 	for _, v := range h.visits {
 		counts[v.outcome]++
-		if v.outcome == fetched {
-			host.Capabilities = &v.capabilities
-		}
 	}
 	switch {
 	case counts[fetched] > 0:

@@ -39,7 +39,7 @@ type world struct {
 	changes chan struct{}
 
 	devices map[protocol.DevID]*disk
-	headers map[string]http.Header                 // by address
+	headers map[string]http.Header                 // by address, or by address and port
 	gone    map[string]func(context.Context) error // by address: what any request gets
 	log     []string                               // "GET 10.0.0.1:7510/dev1/usage"
 	running int
@@ -204,8 +204,14 @@ func (w *world) begin(ctx context.Context, method, rawurl string) (*disk, string
 	w.running++
 	w.most = max(w.most, w.running)
 	gone := w.gone[u.Hostname()]
+	if gone == nil {
+		gone = w.gone[u.Host]
+	}
 	dev, rest, _ := protocol.CutDevice(strings.TrimPrefix(u.Path, "/"))
-	d, h := w.devices[dev], w.headers[u.Hostname()]
+	d, h := w.devices[dev], w.headers[u.Host]
+	if h == nil {
+		h = w.headers[u.Hostname()]
+	}
 	w.mu.Unlock()
 	<-time.After(time.Millisecond) // a little way
 	if gone != nil {
