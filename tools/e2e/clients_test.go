@@ -40,17 +40,28 @@ import (
 func TestClients(t *testing.T) {
 	t.Parallel()
 	engines(t, func(t *testing.T, engine string) {
-		// The database is named as MogileFS's configuration names it.
-		dsn := "DBI:SQLite:" + filepath.Join(t.TempDir(), "namespace.db")
-		if engine == "postgres" {
-			u, err := url.Parse(pgtest.DSN(t))
-			if err != nil {
-				t.Fatal(err)
-			}
-			dsn = fmt.Sprintf("DBI:Pg:dbname=%s;host=%s;port=%s;user=%s;sslmode=disable", strings.TrimPrefix(u.Path, "/"), u.Hostname(), u.Port(), u.User.Username())
-		}
-		c := StartCluster(t, Spec{DSN: dsn})
-		c.Do("update_host", "host=host1", "altip=127.0.1.1", "altmask=10.99.0.0/16")
+		playClients(t, StartCluster(t, Spec{DSN: mogileDSN(t, engine)}), 2)
+	})
+}
+
+// mogileDSN names a new database as MogileFS's configuration names it.
+func mogileDSN(t *testing.T, engine string) string {
+	t.Helper()
+	if engine != "postgres" {
+		return "DBI:SQLite:" + filepath.Join(t.TempDir(), "namespace.db")
+	}
+	u, err := url.Parse(pgtest.DSN(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("DBI:Pg:dbname=%s;host=%s;port=%s;user=%s;sslmode=disable", strings.TrimPrefix(u.Path, "/"), u.Hostname(), u.Port(), u.User.Username())
+}
+
+// playClients plays all clients on one cluster, where a file of the default class
+// has its place on usual devices.
+func playClients(t *testing.T, c *Cluster, usual int) {
+	c.Do("update_host", "host=host1", "altip=127.0.1.1", "altmask=10.99.0.0/16")
+	t.Run("clients", func(t *testing.T) {
 		for _, client := range []struct {
 			name string
 			play func(*player)
@@ -79,7 +90,7 @@ func TestClients(t *testing.T) {
 				t.Parallel()
 				mine := *c
 				mine.t = t
-				client.play(&player{Cluster: &mine, t: t, name: client.name})
+				client.play(&player{Cluster: &mine, t: t, name: client.name, usual: usual})
 			})
 		}
 	})
@@ -88,8 +99,9 @@ func TestClients(t *testing.T) {
 // player is one client of the cluster.
 type player struct {
 	*Cluster
-	t    *testing.T
-	name string
+	t     *testing.T
+	name  string
+	usual int // devices that have a file of the default class
 }
 
 // session replays a session in the format of TestGolden on connections of its
@@ -273,7 +285,7 @@ func playPerl(p *player) {
 	if got := tr.ok("file_info domain=%s&key=perl/a", domain); got.Get("class") != "default" || got.Get("length") != strconv.Itoa(len(body)) {
 		p.t.Errorf("file_info: %s", got)
 	}
-	p.CheckFile("perl/a", p.WaitPolicy("perl/a", 2), []byte(body))
+	p.CheckFile("perl/a", p.WaitPolicy("perl/a", p.usual), []byte(body))
 
 	// It is read with HTTP/1.0, too.
 	paths := tr.ok("get_paths domain=%s&key=perl/a&noverify=0&zone=&pathcount=2", domain)
@@ -967,9 +979,9 @@ func playRuby(p *player) {
 		dialHTTP(p.t, d.path).done(request(d, right))
 		tr.ok("create_close devid=%s&domain=%s&fid=%s&key=ruby/%s&path=%s&size=%d&checksum=MD5:%x&checksumverify=1",
 			d.devid, domain, open.Get("fid"), name, protocol.Escape(d.path), len(body), sum)
-		p.CheckFile(name, p.WaitPolicy("ruby/"+name, 2), []byte(body))
+		p.CheckFile(name, p.WaitPolicy("ruby/"+name, p.usual), []byte(body))
 	}
-	if got := tr.ok("get_paths domain=%s&key=ruby/header&noverify=1&zone=&pathcount=9", domain); got.Number("paths") != 2 {
+	if got := tr.ok("get_paths domain=%s&key=ruby/header&noverify=1&zone=&pathcount=9", domain); got.Number("paths") != int64(p.usual) {
 		p.t.Errorf("get_paths: %s", got)
 	}
 }
