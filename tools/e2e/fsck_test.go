@@ -117,19 +117,28 @@ func (f *spoilt) other() protocol.DevID {
 // exec changes the database behind the trackers' back.
 func (c *Cluster) exec(query string, args ...any) {
 	c.t.Helper()
+	db := c.database()
+	defer db.Close()
+	if strings.HasPrefix(c.DSN, "sqlite:") {
+		query = strings.NewReplacer("$1", "?", "$2", "?").Replace(query)
+	}
+	if _, err := db.Exec(query, args...); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// database is the cluster's, beside its trackers. It must be closed.
+func (c *Cluster) database() *sql.DB {
+	c.t.Helper()
 	driver, dsn := "pgx", c.DSN
 	if path, ok := strings.CutPrefix(c.DSN, "sqlite:"); ok {
 		driver, dsn = "sqlite", "file:"+path+"?_pragma=busy_timeout(10000)"
-		query = strings.NewReplacer("$1", "?", "$2", "?").Replace(query)
 	}
 	db, err := sql.Open(driver, dsn)
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	defer db.Close()
-	if _, err := db.Exec(query, args...); err != nil {
-		c.t.Fatal(err)
-	}
+	return db
 }
 
 // sweep starts a sweep by a command and waits until it is through.
