@@ -447,8 +447,13 @@ func classArgs(s *session, args []string) (protocol.Args, error) {
 const maxMinDevCount = math.MaxInt16
 
 func classAdd(s *session, args []string) error {
-	if _, coded := classCode(s); !s.IsSet("mindevcount") && !coded {
-		return usageError(s.Context, "class add: it needs --mindevcount")
+	if !s.IsSet("mindevcount") {
+		if _, err := protocol.ParsePolicy(s.String("replpolicy")); err != nil {
+			return fmt.Errorf("add class %q to domain %q: %w", args[1], args[0], err)
+		}
+		if _, coded := classCode(s); !coded {
+			return usageError(s.Context, "class add: it needs --mindevcount")
+		}
 	}
 	q, err := classArgs(s, args)
 	if err != nil {
