@@ -120,7 +120,9 @@ func (r *shardReading) next(context.Context) ([]byte, error) {
 	}
 	if r.stream == nil {
 		var err error
-		r.stream, err = r.e.codec.Open(r.ctx, erasure.Read{Header: r.h, Places: places{r.e, r.h.FID}, Suspect: r.suspect}, r.off, r.left)
+		r.stream, err = r.e.codec.Open(r.ctx, erasure.Read{
+			Header: r.h, Places: places{r.e, r.h.FID}, Sure: r.left >= sureFrom && r.e.sure(&r.h), Suspect: r.suspect,
+		}, r.off, r.left)
 		if err != nil {
 			return nil, r.fail(err)
 		}
@@ -131,6 +133,29 @@ func (r *shardReading) next(context.Context) ([]byte, error) {
 	}
 	r.left -= int64(len(piece))
 	return piece, nil
+}
+
+// sureFrom is how many bytes are so many that who reads them waits for the first
+// noticeably less than for all.
+const sureFrom = 1 << 20
+
+// sure reports whether there is no reason to doubt that the shards with a file's
+// bytes can be read: none was found missing or bad lately, and all storage daemons
+// that have them answer.
+func (e *encoded) sure(h *erasure.Header) bool {
+	devs := h.Placement.Devices[:h.K] // no other is asked
+	if e.suspects.has(h.FID, devs) {
+		return false
+	}
+	for _, dev := range devs {
+		if e.docroot.Has(dev) {
+			continue
+		}
+		if url, ok := e.peers.URL(dev); !ok || !e.client.Answers(url) {
+			return false
+		}
+	}
+	return true
 }
 
 // suspect notes what is the matter with a shard.

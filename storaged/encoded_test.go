@@ -294,6 +294,55 @@ func TestReadLostShards(t *testing.T) {
 	}
 }
 
+// TestReadFirstByte: of a large file the first bytes do not wait for the other
+// shards, where nothing tells that they might not be there. Where they are not, the
+// answer ends short; once that is known, none begins.
+func TestReadFirstByte(t *testing.T) {
+	t.Parallel()
+	const k, m = 4, 2
+	c := shardFile(t, k, m, 128<<10, 3<<20)
+	for dev := range k + m {
+		c.check("healthy", dev) // all daemons have answered all
+	}
+	kept := make([][]byte, k+m)
+	for i := range kept {
+		kept[i] = c.read(i)
+	}
+	for i := 1; i <= m+1; i++ {
+		c.remove(i)
+	}
+	res, body, err := c.get(0, "GET", "")
+	if res.StatusCode != 200 || err == nil || len(body) != 128<<10 || !bytes.Equal(body, c.content[:len(body)]) {
+		t.Errorf("with too few shards: %s, %d bytes, %v, or others", res.Status, len(body), err)
+	}
+	if res, body, err := c.get(0, "GET", ""); res.StatusCode != 503 || len(body) > 0 || err != nil {
+		t.Errorf("with too few shards, as is known: %s, %d bytes, %v", res.Status, len(body), err)
+	}
+	c.write(1, kept[1])
+	c.check("with one shard more", 0)
+	c.write(2, kept[2])
+	c.write(3, kept[3])
+	c.suspected()
+	c.remove(1)
+	c.remove(3)
+	c.check("without two", 0)
+	c.suspected()
+
+	// The same of daemons that do not answer.
+	c.write(1, kept[1])
+	c.write(3, kept[3])
+	c.check("whole again", 0)
+	for _, d := range c.daemons[1:] {
+		d.stop()
+	}
+	if _, body, err := c.get(0, "GET", ""); err == nil && len(body) > 0 || len(body) > 256<<10 {
+		t.Errorf("with daemons down: %d bytes, %v", len(body), err)
+	}
+	if res, body, err := c.get(0, "GET", ""); res.StatusCode != 503 || len(body) > 0 || err != nil {
+		t.Errorf("with daemons down: %s, %d bytes, %v", res.Status, len(body), err)
+	}
+}
+
 // TestReadBadShards: whatever is wrong with m shards, clients see nothing of it,
 // and trackers are told.
 func TestReadBadShards(t *testing.T) {

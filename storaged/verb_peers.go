@@ -76,6 +76,25 @@ func (s *suspects) add(at protocol.FIDOn) bool {
 	return true
 }
 
+// has reports whether a shard of a file on one of devs was noted lately.
+func (s *suspects) has(fid protocol.FID, devs []protocol.DevID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.waiting) == 0 && len(s.told) == 0 {
+		return false
+	}
+	for _, dev := range devs {
+		at := protocol.FIDOn{FID: fid, Dev: dev}
+		if _, waits := s.waiting[at]; waits {
+			return true
+		}
+		if when, ok := s.told[at]; ok && s.now().Sub(when) < suspectAgain {
+			return true
+		}
+	}
+	return false
+}
+
 // count is how many wait to be asked for.
 func (s *suspects) count() int {
 	s.mu.Lock()

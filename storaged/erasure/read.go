@@ -26,6 +26,10 @@ type Read struct {
 	// nil, Header.Placement says it, or that of a sister which knows better.
 	At     []protocol.DevID
 	Places Places
+	// Sure says that there is no reason to doubt that all shards are there: what comes
+	// first is not held back until that is known. Where it turns out wrong, the
+	// Stream breaks off.
+	Sure bool
 	// Suspect is told of each shard that was missing, could not be read, or had a
 	// block that is not what was written, once for each, from the goroutine that
 	// reads; may be nil.
@@ -38,12 +42,14 @@ type Stream struct {
 	off, end int64  // of the file, that was not read
 	piece    []byte // of what was, that was not handed out
 	handed   int    // the shard that the last piece is of; -1: there was none
+	later    bool   // shards that are wanted are not read yet
 	release  func()
 }
 
 // Open begins to read n bytes from off of a file, which has them. The first of
-// them are there when it returns, and the shards that have the others: errors, ErrTooFew and ErrBusy among them, come
-// before the first byte where they can. The Stream must be closed; it ends with ctx.
+// them are there when it returns, and, unless r is Sure, the shards that have the
+// others: errors, ErrTooFew and ErrBusy among them, come before the first byte where
+// they can. The Stream must be closed; it ends with ctx.
 func (c *Codec) Open(ctx context.Context, r Read, off, n int64) (*Stream, error) {
 	if err := CheckSet(r.Header.ShardSet); err != nil {
 		return nil, err
@@ -73,13 +79,11 @@ func (c *Codec) Open(ctx context.Context, r Read, off, n int64) (*Stream, error)
 	}
 	s := &Stream{off: off, end: off + n, release: release, handed: -1}
 	if s.shards, err = c.newShards(ctx, r, wants, last+1, window, c.o.Hedge, spare); err == nil {
-		// Who reads is to know before the first byte that there are enough shards: they
-		// are there, or of the first stripe all is.
 		s.shards.advance(first)
-		for shard := range l.K {
-			if err == nil && s.shards.own[shard].wanted(first) && !s.shards.opens(shard) {
-				_, err = s.shards.block(shard)
-			}
+		if s.later = r.Sure; s.later {
+			s.shards.begin(i)
+		} else {
+			err = s.ensure()
 		}
 	}
 	if err == nil {
@@ -90,6 +94,22 @@ func (c *Codec) Open(ctx context.Context, r Read, off, n int64) (*Stream, error)
 		return nil, err
 	}
 	return s, nil
+}
+
+// ensure sees that there are enough shards: they are there, or of the first stripe
+// all is.
+func (s *Stream) ensure() error {
+	for i := range s.shards.own {
+		s.shards.begin(i)
+	}
+	for i := range s.shards.own {
+		if s.shards.own[i].wanted(s.shards.stripe) && !s.shards.opens(i) {
+			if _, err := s.shards.block(i); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // admit takes memory to read so many stripes, and says how many blocks each shard
@@ -125,6 +145,12 @@ func (s *Stream) next() ([]byte, error) {
 	}
 	l := s.shards.l
 	stripe, shard := l.Find(s.off)
+	if s.later && s.handed >= 0 {
+		s.later = false
+		for i := range s.shards.own {
+			s.shards.begin(i)
+		}
+	}
 	if s.handed >= 0 {
 		s.shards.drop(s.handed)
 	}

@@ -46,6 +46,9 @@ func (c *Codec) Rebuild(ctx context.Context, r Read, writes []int, emit Emit) er
 		return fmt.Errorf("rebuild fid %d: %w", h.FID, err)
 	}
 	defer s.close()
+	for i := range s.own {
+		s.begin(i)
+	}
 	room := make(chan struct{}, encodeStripes)
 	for stripe := range l.Stripes() {
 		select {

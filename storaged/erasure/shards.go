@@ -91,8 +91,8 @@ type result struct {
 	over  bool // nothing will come after it
 }
 
-// newShards begins to read the shards that wants has stripes for: [2]int64{} is
-// none. It must be closed.
+// newShards is to read the shards that wants has stripes for, once they are begun:
+// [2]int64{} is none. It must be closed.
 // With spare memory nothing is read ahead.
 func (c *Codec) newShards(ctx context.Context, r Read, wants [][2]int64, last int64, window int, hedge time.Duration, spare *spare) (*shards, error) {
 	if err := r.Header.of(0).Check(); err != nil {
@@ -121,11 +121,17 @@ func (c *Codec) newShards(ctx context.Context, r Read, wants [][2]int64, last in
 		if len(at) > 0 {
 			o.dev = at[i]
 		}
-		if o.from < o.to && o.dev != 0 {
-			s.start(i, o.from, o.to)
-		}
 	}
 	return s, nil
+}
+
+// begin begins to read a shard, if it is wanted and was not tried.
+func (s *shards) begin(i int) {
+	o := &s.own[i]
+	from := max(o.from, s.stripe)
+	if from < o.to && o.dev != 0 && o.reader == nil && o.block == nil && o.err == nil {
+		s.start(i, from, o.to)
+	}
 }
 
 // start begins to read a shard.

@@ -93,6 +93,7 @@ type file struct {
 	content []byte
 	header  erasure.Header
 	disks   *disks
+	sure    bool // how it is read
 }
 
 func header(k, m, block int, content []byte) erasure.Header {
@@ -127,7 +128,7 @@ func encode(t testing.TB, c *erasure.Codec, h erasure.Header, content []byte) *f
 			t.Fatalf("shard %d has %d bytes instead of %d", i, got, h.Layout().ShardSize())
 		}
 	}
-	return &file{content, h, d}
+	return &file{content, h, d, false}
 }
 
 func random(r *rand.Rand, n int) []byte {
@@ -146,7 +147,7 @@ func (f *file) clone() *file {
 	for dev, b := range f.disks.shards {
 		d.shards[dev] = slices.Clone(b)
 	}
-	return &file{f.content, f.header, d}
+	return &file{f.content, f.header, d, f.sure}
 }
 
 // flip damages a byte of a block.
@@ -158,7 +159,7 @@ func (f *file) flip(shard int, stripe int64) {
 // read reads a part; what was read is there whatever the error.
 func (f *file) read(ctx context.Context, c *erasure.Codec, off, n int64) ([]byte, map[int]error, error) {
 	suspects := map[int]error{}
-	s, err := c.Open(ctx, erasure.Read{Header: f.header, Places: f.disks, Suspect: func(i int, dev protocol.DevID, err error) {
+	s, err := c.Open(ctx, erasure.Read{Header: f.header, Places: f.disks, Sure: f.sure, Suspect: func(i int, dev protocol.DevID, err error) {
 		if suspects[i] != nil {
 			panic("told twice")
 		}
@@ -215,6 +216,8 @@ func (f *file) lose(t *testing.T, c *erasure.Codec, set uint64, damage func(g *f
 		return
 	}
 	g.check(t, c, what)
+	g.sure = true
+	g.check(t, c, what+", sure")
 	if len(lost) > 0 {
 		for i, b := range g.rebuild(t, c, lost, lost...) {
 			if !bytes.Equal(b, f.disks.shards[protocol.DevID(lost[i]+1)]) {
@@ -428,6 +431,7 @@ func TestRanges(t *testing.T) {
 		for _, i := range r.Perm(k + m)[:r.IntN(m+1)] {
 			[]func(*file, int){remove, rot, truncate}[r.IntN(3)](f, i)
 		}
+		f.sure = r.IntN(2) == 0
 		for range 10 {
 			off := r.Int64N(f.header.Length)
 			n := r.Int64N(f.header.Length - off + 1)
@@ -491,6 +495,25 @@ func TestSmallReads(t *testing.T) {
 	}
 }
 
+// TestSure: who is sure has the first block before another shard is asked for.
+func TestSure(t *testing.T) {
+	t.Parallel()
+	c := erasure.New(erasure.Options{})
+	f := encodeRandom(t, c, seeded(t), 4, 2, 100, 4000)
+	s, err := c.Open(t.Context(), erasure.Read{Header: f.header, Places: f.disks, Sure: true}, 0, 4000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	first, err := s.Next()
+	if err != nil || !bytes.Equal(first, f.content[:100]) || len(f.disks.opens) != 1 {
+		t.Errorf("%d bytes, %v, of %d shards", len(first), err, len(f.disks.opens))
+	}
+	if rest, err := io.ReadAll(s); err != nil || !bytes.Equal(rest, f.content[100:]) || len(f.disks.opens) != 4 {
+		t.Errorf("%d bytes, %v, of %d shards", len(rest), err, len(f.disks.opens))
+	}
+}
+
 // TestHedge: shards that say nothing are waited for once, and not at all if
 // there is no other.
 func TestHedge(t *testing.T) {
@@ -535,8 +558,6 @@ func TestBreaksOff(t *testing.T) {
 	f.check(t, c, "each breaks off once")
 }
 
-// TestMemory: where others hold memory files are read with little of it, whole or
-// not, and those that get none are told if they wait for too long.
 // TestLongRead has all shards break off again and again, as those of daemons that
 // are restarted, or grow tired of a client that is slow, but not without giving
 // something: such a read goes on for as long as it takes.
@@ -550,6 +571,8 @@ func TestLongRead(t *testing.T) {
 	f.check(t, c, "breaking off")
 }
 
+// TestMemory: where others hold memory files are read with little of it, whole or
+// not, and those that get none are told if they wait for too long.
 func TestMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := erasure.New(erasure.Options{Memory: 4 << 20, Patience: time.Second})

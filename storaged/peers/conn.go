@@ -160,7 +160,8 @@ func parseHead(text string) (head, error) {
 type kept struct {
 	mu     sync.Mutex // guards what follows
 	of     map[string][]*conn
-	sweep  *time.Timer // closes those that were kept for long, if there are any
+	heard  map[string]time.Time // when a daemon answered, if it has ever since
+	sweep  *time.Timer          // closes those that were kept for long, if there are any
 	closed bool
 }
 
@@ -196,6 +197,31 @@ func (k *kept) put(c *conn) {
 	if k.sweep == nil {
 		k.sweep = time.AfterFunc(keptFor, k.expire)
 	}
+}
+
+// maxHeard bounds the daemons of which it is known when they answered.
+const maxHeard = 4096
+
+// note has it known whether a daemon answered.
+func (k *kept) note(addr string, answered bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !answered {
+		delete(k.heard, addr)
+		return
+	}
+	if k.heard == nil || len(k.heard) >= maxHeard {
+		k.heard = map[string]time.Time{}
+	}
+	k.heard[addr] = time.Now()
+}
+
+// answers reports whether a daemon answered lately, and ever since.
+func (k *kept) answers(addr string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	when, ok := k.heard[addr]
+	return ok && time.Since(when) < answersFor
 }
 
 // expire closes those that were kept for long.

@@ -50,6 +50,16 @@ func NewClient() *Client {
 // Close gives the connections up that are kept.
 func (c *Client) Close() { c.kept.close() }
 
+// answersFor is how long a daemon that answered is taken to be there.
+const answersFor = time.Minute
+
+// Answers reports whether a daemon has answered within the last minute, and ever
+// since.
+func (c *Client) Answers(daemon string) bool {
+	addr, ok := strings.CutPrefix(daemon, "http://")
+	return ok && c.kept.answers(addr)
+}
+
 // errBroken says that a daemon broke off.
 var errBroken = errors.New("the storage daemon broke off")
 
@@ -78,12 +88,31 @@ type Piece struct {
 // with ctx.
 func (c *Client) Get(ctx context.Context, daemon, path string, off, n int64) (*Piece, error) {
 	p := &Piece{client: c, daemon: daemon, path: path, ctx: ctx}
+	err := p.get(off, n)
+	p.note(err)
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// note has it known whether the daemon answers. That a file is not there is an
+// answer.
+func (p *Piece) note(err error) {
+	if addr, ok := strings.CutPrefix(p.daemon, "http://"); ok && p.ctx.Err() == nil {
+		p.client.kept.note(addr, err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, io.EOF))
+	}
+}
+
+// get makes the request.
+func (p *Piece) get(off, n int64) error {
+	c, ctx, daemon, path := p.client, p.ctx, p.daemon, p.path
 	if !isPlain(daemon) || !isPlain(path) {
-		return nil, p.failed(errors.New("no URL"))
+		return p.failed(errors.New("no URL"))
 	}
 	addr, ok := strings.CutPrefix(daemon, "http://")
 	if !ok {
-		return nil, p.failed(errors.New("no URL of HTTP"))
+		return p.failed(errors.New("no URL of HTTP"))
 	}
 	for {
 		conn, used := c.kept.get(addr), true
@@ -91,9 +120,9 @@ func (c *Client) Get(ctx context.Context, daemon, path string, off, n int64) (*P
 			tcp, err := c.dialer.DialContext(ctx, "tcp", addr)
 			switch {
 			case err != nil && ctx.Err() != nil:
-				return nil, p.failed(context.Cause(ctx))
+				return p.failed(context.Cause(ctx))
 			case err != nil:
-				return nil, p.failed(err)
+				return p.failed(err)
 			}
 			conn, used = newConn(tcp, addr), false
 		}
@@ -102,20 +131,20 @@ func (c *Client) Get(ctx context.Context, daemon, path string, off, n int64) (*P
 		if err == nil {
 			err = p.accept(&h, off, n)
 			if err == nil {
-				return p, nil
+				return nil
 			}
 			// The text of a refusal is nothing to wait for.
 			if p.keep && conn.skip(h.length) {
 				p.over.Store(true)
 			}
 			_ = p.Close() // it has no error
-			return nil, p.failed(err)
+			return p.failed(err)
 		}
 		_ = p.Close() // as above
 		if used && errors.Is(err, errUnanswered) && ctx.Err() == nil {
 			continue // the daemon may have closed it, as it may at any time
 		}
-		return nil, p.explain(err)
+		return p.explain(err)
 	}
 }
 
@@ -190,7 +219,9 @@ func (p *Piece) Read(b []byte) (int, error) {
 	if n > 0 {
 		return n, nil // an error comes again
 	}
-	return 0, p.explain(err)
+	err = p.explain(err)
+	p.note(err)
+	return 0, err
 }
 
 // explain says why the daemon broke off.

@@ -167,3 +167,41 @@ func TestGetSilence(t *testing.T) {
 		t.Error("nobody listens there")
 	}
 }
+
+// TestAnswers: a daemon answers as long as it does, whatever it says of files.
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	var status atomic.Int64
+	status.Store(http.StatusNotFound)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(status.Load())) }))
+	c := client(t)
+	get := func() {
+		if _, err := c.Get(t.Context(), s.URL, "dev1/x", 0, 1); err == nil {
+			t.Error("there is a file")
+		}
+	}
+	if c.Answers(s.URL) {
+		t.Error("it was not asked yet")
+	}
+	get()
+	if !c.Answers(s.URL) {
+		t.Error("it has answered")
+	}
+	status.Store(http.StatusServiceUnavailable)
+	get()
+	if c.Answers(s.URL) {
+		t.Error("it cannot serve")
+	}
+	status.Store(http.StatusNotFound)
+	get()
+	s.Close()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := c.Get(ended, s.URL, "dev1/x", 0, 1); err == nil || !c.Answers(s.URL) {
+		t.Errorf("%v: who gave up knows no better", err)
+	}
+	get()
+	if c.Answers(s.URL) {
+		t.Error("it is gone")
+	}
+}
