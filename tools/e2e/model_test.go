@@ -27,6 +27,7 @@ import (
 	"github.com/mogile/mogile/schema"
 	"github.com/mogile/mogile/schema/open"
 	"github.com/mogile/mogile/storaged"
+	"github.com/mogile/mogile/storaged/erasure"
 	"github.com/mogile/mogile/storaged/volume/simdisk"
 	"github.com/mogile/mogile/tracker"
 )
@@ -36,9 +37,10 @@ import (
 // namespace is on the embedded store, the devices are on simulated disks that
 // lose what was not flushed.
 //
-// Copies rot and vanish, devices die and return, classes change their policy.
+// Copies and shards rot and vanish, devices are wiped, die and return, files become
+// shards and copies again, classes change their policy.
 //
-// It runs some 1,000 steps, half as many under the race detector, times
+// It runs some 1,000 steps, a third of them under the race detector, times
 // MOGILE_TEST_SCALE.
 func TestModel(t *testing.T) {
 	t.Parallel()
@@ -63,9 +65,9 @@ const modelLanes = 3
 // which makes everything several times slower.
 func modelChecks() int {
 	if raceEnabled {
-		return 6
+		return 3
 	}
-	return 12
+	return 9
 }
 
 func modelLane(t *testing.T, lane int) {
@@ -89,11 +91,14 @@ func modelLane(t *testing.T, lane int) {
 			"put in a crash":  w.putInCrash,
 			"put on a fault":  w.putOnFault,
 			"power cut":       w.powerCut,
+			"convert":         w.convert,
 			"daemon restart":  w.daemonRestart,
 			"tracker restart": w.trackerRestart,
 			"settle":          w.settle,
-			"corrupt copies":  w.seldom(w.corrupt),
-			"lose copies":     w.seldom(w.lose),
+			"corrupt":         w.seldom(w.corrupt),
+			"lose":            w.seldom(w.lose),
+			"lose too many":   w.seldom(w.loseTooMany),
+			"devices wiped":   w.seldom(w.devicesWiped),
 			"device dies":     w.seldom(w.deviceDies),
 			"device drained":  w.seldom(w.deviceDrained),
 			"device returns":  w.seldom(w.deviceReturns),
@@ -102,9 +107,9 @@ func modelLane(t *testing.T, lane int) {
 		w.settle(rt)
 		counts.add(w.counts)
 	})
-	t.Logf("%d steps: %d files stored, %d deleted, %d power cuts, %d settled states compared; %d copies corrupted, %d lost, %d devices dead, %d drained, %d changes of policy",
-		counts.steps, counts.stored, counts.deleted, counts.cuts, counts.settled,
-		counts.corrupted, counts.lost, counts.dead, counts.drained, counts.policies)
+	t.Logf("%d steps: %d files stored, %d deleted, %d power cuts, %d settled states compared, with %d files in shards; %d copies and shards corrupted, %d lost, %d times too many, %d devices wiped, %d dead, %d drained, %d changes of policy",
+		counts.steps, counts.stored, counts.deleted, counts.cuts, counts.settled, counts.sharded,
+		counts.corrupted, counts.lost, counts.tooMany, counts.wiped, counts.dead, counts.drained, counts.policies)
 }
 
 // seldom has a step that takes long done one time in twenty or so; a file is
@@ -125,8 +130,8 @@ func (w *world) seldom(step func(*rapid.T)) func(*rapid.T) {
 var oneInTwenty = append(make([]bool, 19), true)
 
 type modelCounts struct {
-	steps, stored, deleted, cuts, settled    int
-	corrupted, lost, dead, drained, policies int
+	steps, stored, deleted, cuts, settled, sharded           int
+	corrupted, lost, tooMany, wiped, dead, drained, policies int
 }
 
 func (c *modelCounts) add(d modelCounts) {
@@ -135,8 +140,11 @@ func (c *modelCounts) add(d modelCounts) {
 	c.deleted += d.deleted
 	c.cuts += d.cuts
 	c.settled += d.settled
+	c.sharded += d.sharded
 	c.corrupted += d.corrupted
 	c.lost += d.lost
+	c.tooMany += d.tooMany
+	c.wiped += d.wiped
 	c.dead += d.dead
 	c.drained += d.drained
 	c.policies += d.policies
@@ -148,6 +156,7 @@ type modelClass struct {
 	class  schema.Class
 	copies int
 	spread bool
+	shards modelShards // zero: it has none
 }
 
 // modelHosts is how many storage hosts a world has, each with two devices. One
@@ -156,12 +165,14 @@ const modelHosts = 3
 
 func modelClasses() map[string]*modelClass {
 	return map[string]*modelClass{
-		"default":  {schema.Class{MinDevCount: 2}, 2, true},
-		"single":   {schema.Class{MinDevCount: 1}, 1, true},
-		"triple":   {schema.Class{MinDevCount: 3}, 3, true},
-		"summed":   {schema.Class{MinDevCount: 2, HashType: protocol.HashMD5}, 2, true},
-		"devices":  {schema.Class{MinDevCount: 2, ReplPolicy: "MultipleDevices(3)"}, 3, false},
-		"changing": {schema.Class{MinDevCount: 2}, 2, true},
+		"default":  {class: schema.Class{MinDevCount: 2}, copies: 2, spread: true},
+		"single":   {class: schema.Class{MinDevCount: 1}, copies: 1, spread: true},
+		"triple":   {class: schema.Class{MinDevCount: 3}, copies: 3, spread: true},
+		"summed":   {class: schema.Class{MinDevCount: 2, HashType: protocol.HashMD5}, copies: 2, spread: true},
+		"devices":  {class: schema.Class{MinDevCount: 2, ReplPolicy: "MultipleDevices(3)"}, copies: 3},
+		"changing": {class: schema.Class{MinDevCount: 2}, copies: 2, spread: true},
+		"ec21":     modelShards{2, 1, 0}.class(protocol.HashMD5),
+		"ec32":     modelShards{3, 2, 4097}.class(protocol.HashNone),
 	}
 }
 
@@ -193,10 +204,13 @@ type world struct {
 	next  int // makes bodies unique
 
 	classes map[string]*modelClass
-	names   []string       // of the classes
+	names   []string       // of the classes, to choose from
 	out     protocol.DevID // the device that is dead or in drain, 0 none
 	dead    bool           // it is dead: what it holds does not count
 	key     []byte         // of the cluster
+	codec   *erasure.Codec
+	// encodings are shards of files by the encodings that they have had.
+	encodings map[protocol.FID]map[uint64][]byte
 
 	log *logBuffer // of all daemons
 }
@@ -242,8 +256,11 @@ func newWorld(t *testing.T, rt *rapid.T, ips []string, storagePort, trackerPort 
 
 		classes: modelClasses(),
 		key:     []byte("thirty-two bytes that nobody else"),
+		codec:   erasure.New(erasure.Options{}),
+
+		encodings: map[protocol.FID]map[uint64][]byte{},
 	}
-	w.names = slices.Sorted(maps.Keys(w.classes))
+	w.names = append(slices.Sorted(maps.Keys(w.classes)), "ec21", "ec32") // these twice as often
 	rt.Cleanup(w.close)
 	ctx := context.Background()
 	if _, err := open.Migrate(ctx, open.Options{DSN: w.dsn}, schema.MigrateOptions{}); err != nil {
@@ -608,6 +625,7 @@ func (w *world) compare(rt *rapid.T, key string) {
 				delete(w.files, key)
 			} else {
 				w.files[key] = []state{s}
+				w.readPaths(key)
 			}
 			return
 		}
@@ -724,36 +742,71 @@ func (w *world) settled() {
 			return err
 		}
 		wanted := 0
+		usage := map[string]protocol.ClassUsage{}
 		for key, states := range w.files {
 			at, err := w.where(key)
 			if err != nil {
 				return err
 			}
-			class := w.classes[states[0].class]
-			hosts := map[*simHost]bool{}
-			for _, dev := range at.devs {
-				if dev == w.out {
-					return fmt.Errorf("%q is on dev%d", key, dev)
-				}
-				hosts[w.hostOf(dev)] = true
-				path := at.path(dev)
-				body, ok := have[path]
-				if !ok || !bytes.Equal(body, states[0].body) {
-					return fmt.Errorf("%q: %s is there: %v, with %d bytes of %d", key, path, ok, len(body), len(states[0].body))
-				}
-				delete(have, path)
+			s := states[0]
+			stored, err := w.inPlace(at, s, have)
+			if err != nil {
+				return fmt.Errorf("%q: %w", key, err)
 			}
-			if len(at.devs) != class.copies || class.spread && len(hosts) != class.copies || at.devcount != class.copies {
-				return fmt.Errorf("%q of class %s has copies on %v (devcount %d), want %d", key, states[0].class, at.devs, at.devcount, class.copies)
-			}
-			wanted += class.copies
+			wanted += len(at.devs)
+			u := usage[s.class]
+			usage[s.class] = protocol.ClassUsage{Domain: domain, Class: s.class, Files: u.Files + 1, Bytes: u.Bytes + int64(len(s.body)), Stored: u.Stored + stored}
 		}
 		if len(have) > 0 {
 			return fmt.Errorf("%d files beside the %d that are named: %v", len(have), wanted, slices.Sorted(maps.Keys(have)))
 		}
-		return nil
+		return w.used(usage)
 	})
 	w.counts.settled++
+	for _, states := range w.files {
+		if w.classes[states[0].class].encodes(states[0].body) {
+			w.counts.sharded++
+		}
+	}
+	w.readAll()
+}
+
+// inPlace holds the files that are on disks for one of the model against what its
+// class wants, and takes them out of have. It returns their size.
+func (w *world) inPlace(at location, s state, have map[string][]byte) (int64, error) {
+	class := w.classes[s.class]
+	want, spread := class.copies, class.spread
+	if class.encodes(s.body) {
+		want, spread = class.shards.k+class.shards.m, false
+	}
+	hosts := map[*simHost]int{}
+	for _, dev := range at.devs {
+		if dev == w.out {
+			return 0, fmt.Errorf("it is on dev%d", dev)
+		}
+		hosts[w.hostOf(dev)]++
+	}
+	if len(at.devs) != want || at.devcount != want || spread && len(hosts) != want {
+		return 0, fmt.Errorf("class %s has it on %v (devcount %d), want %d", s.class, at.devs, at.devcount, want)
+	}
+	var stored int64
+	if class.encodes(s.body) {
+		if err := w.shardsInPlace(at, s, hosts, have); err != nil {
+			return 0, err
+		}
+	} else if at.encoding != nil {
+		return 0, fmt.Errorf("class %s has it in shards", s.class)
+	}
+	for _, dev := range at.devs {
+		path := at.path(dev)
+		body, ok := have[path]
+		if at.encoding == nil && (!ok || !bytes.Equal(body, s.body)) {
+			return 0, fmt.Errorf("%s is there: %v, with %d bytes of %d", path, ok, len(body), len(s.body))
+		}
+		stored += int64(len(body))
+		delete(have, path)
+	}
+	return stored, nil
 }
 
 // onDisks are the files of all devices that are not dead, by their path, which
@@ -784,9 +837,15 @@ type location struct {
 	fid      protocol.FID
 	devs     []protocol.DevID
 	devcount int
+	encoding *schema.Encoding // nil: they have copies
 }
 
-func (l location) path(dev protocol.DevID) string { return l.fid.Path(dev) }
+func (l location) path(dev protocol.DevID) string {
+	if l.encoding != nil {
+		return l.fid.ShardPath(dev)
+	}
+	return l.fid.Path(dev)
+}
 
 func (w *world) where(key string) (location, error) {
 	fields, err := w.do("file_info", "key="+key, "devices=1")
@@ -801,17 +860,23 @@ func (w *world) where(key string) (location, error) {
 		}
 		l.devs = append(l.devs, protocol.DevID(n))
 	}
-	return l, nil
+	ctx, cancel := callTimeout()
+	defer cancel()
+	encodings, err := w.store.EncodingsOf(ctx, []protocol.FID{l.fid})
+	if e, ok := encodings[l.fid]; ok {
+		l.encoding = &e
+	}
+	return l, err
 }
 
 func (w *world) hostOf(dev protocol.DevID) *simHost { return w.hosts[(dev-1)/2] }
 
-// damage does something to some of the copies of a file, never to all. It
-// returns how many it met, 0 where no file has two copies.
-func (w *world) damage(rt *rapid.T, do func(disk *simdisk.Disk, path string, body []byte) error) int {
+// damage does something to copies or shards of a file, to no more than it can do
+// without. It returns how many it met, 0 where no file can do without one.
+func (w *world) damage(rt *rapid.T, do func(disk *simdisk.Disk, at location, dev protocol.DevID) error) int {
 	var able []string
 	for _, key := range slices.Sorted(maps.Keys(w.files)) {
-		if w.classes[w.files[key][0].class].copies > 1 {
+		if w.spare(key) > 0 {
 			able = append(able, key)
 		}
 	}
@@ -822,29 +887,45 @@ func (w *world) damage(rt *rapid.T, do func(disk *simdisk.Disk, path string, bod
 	at, err := w.where(key)
 	w.must(0, err)
 	devs := rapid.Permutation(at.devs).Draw(rt, "devices")
-	devs = devs[:rapid.IntRange(1, len(devs)-1).Draw(rt, "copies")]
+	devs = devs[:rapid.IntRange(1, w.spare(key)).Draw(rt, "copies")]
 	for _, dev := range devs {
-		w.must(0, do(w.hostOf(dev).disk, "/mogdata/"+at.path(dev), bytes.Clone(w.files[key][0].body)))
+		w.must(0, do(w.hostOf(dev).disk, at, dev))
+	}
+	if at.encoding != nil || rapid.Bool().Draw(rt, "read") {
+		w.readShards(key, at, devs)
 	}
 	return len(devs)
 }
 
-// corrupt changes the content of copies as a bad disk does, and has a scrub
-// find and repair them.
+// corrupt changes the content of copies and shards as a bad disk does, and has a
+// scrub find and repair them.
 func (w *world) corrupt(rt *rapid.T) {
 	w.settle(rt)
-	w.counts.corrupted += w.damage(rt, func(disk *simdisk.Disk, path string, body []byte) error {
-		switch way := rapid.IntRange(0, 3).Draw(rt, "way"); {
+	w.counts.corrupted += w.damage(rt, func(disk *simdisk.Disk, at location, dev protocol.DevID) error {
+		path := "/mogdata/" + at.path(dev)
+		body, err := disk.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		way := rapid.IntRange(0, 5).Draw(rt, "way")
+		switch {
 		case len(body) == 0:
 			body = []byte("x")
+		case at.encoding != nil && way > 3:
+			body, err = w.anotherShard(rt, at, dev)
 		case way == 0:
-			body[len(body)/2] ^= 1
+			body[rapid.IntRange(0, len(body)-1).Draw(rt, "byte")] ^= 1 << rapid.IntRange(0, 7).Draw(rt, "bit")
 		case way == 1:
 			body = bytes.Repeat([]byte{'#'}, len(body)) // no body is like this
 		case way == 2:
 			body = body[:len(body)/2]
+		case way == 3:
+			body = append(body, body[0])
 		default:
 			body = nil
+		}
+		if err != nil {
+			return err
 		}
 		return disk.Rot(path, body)
 	})
@@ -852,13 +933,21 @@ func (w *world) corrupt(rt *rapid.T) {
 	w.settled()
 }
 
-// lose takes copies away behind the product's back, and has fsck find and
-// replace them.
+// lose takes copies and shards away behind the product's back, and has fsck find
+// and replace them.
 func (w *world) lose(rt *rapid.T) {
 	w.settle(rt)
-	w.counts.lost += w.damage(rt, func(disk *simdisk.Disk, path string, _ []byte) error { return disk.Lose(path) })
+	w.counts.lost += w.damage(rt, func(disk *simdisk.Disk, at location, dev protocol.DevID) error {
+		return disk.Lose("/mogdata/" + at.path(dev))
+	})
+	w.checkAll()
+}
+
+// checkAll has fsck look at everything, and waits until all is as it should be.
+func (w *world) checkAll() {
+	w.rt.Helper()
 	if _, err := w.do("fsck_reset"); err != nil {
-		rt.Fatal(err)
+		w.rt.Fatal(err)
 	}
 	w.sweep("fsck")
 	w.settled()
@@ -913,15 +1002,7 @@ func (w *world) deviceDies(rt *rapid.T) {
 	}
 	w.settle(rt)
 	dev := anyDevice(rt)
-	for _, key := range slices.Collect(maps.Keys(w.files)) { // what would be lost
-		at, err := w.where(key)
-		w.must(0, err)
-		if len(at.devs) == 1 && at.devs[0] == dev {
-			_, err := w.do("delete", "key="+key)
-			w.must(0, err)
-			delete(w.files, key)
-		}
-	}
+	w.deleteLost(dev)
 	w.out, w.dead = dev, true
 	w.mark(dev, schema.DeviceDead)
 	w.counts.dead++
@@ -955,7 +1036,7 @@ func (w *world) deviceReturns(rt *rapid.T) {
 		if rapid.Bool().Draw(rt, "new disk") {
 			disk := w.hostOf(dev).disk
 			for _, path := range disk.Files(fmt.Sprintf("/mogdata/dev%d", dev)) {
-				if strings.HasSuffix(path, ".fid") {
+				if isContent(path) {
 					w.must(0, disk.Lose(path))
 				}
 			}
@@ -966,16 +1047,23 @@ func (w *world) deviceReturns(rt *rapid.T) {
 		rt.Fatalf("end the drain of dev%d: %v", dev, err)
 	}
 	w.waitWriteable()
+	w.readAll()
 	w.trashStrays(dev)
 	w.settled()
 }
 
-// changePolicy changes how many copies a class wants.
+// changePolicy changes how many copies, or which shards, a class wants.
 func (w *world) changePolicy(rt *rapid.T) {
 	w.settle(rt)
 	c := w.classes["changing"]
-	c.copies = rapid.IntRange(1, modelHosts).Draw(rt, "copies")
-	if _, err := w.do("update_class", "class=changing", fmt.Sprintf("mindevcount=%d", c.copies)); err != nil {
+	policy := "MultipleHosts()"
+	c.shards = rapid.SampledFrom([]modelShards{{}, {}, {1, 2, 100}, {2, 1, 4096}, {3, 2, 0}}).Draw(rt, "shards")
+	if c.shards.k > 0 {
+		c.copies, policy = c.shards.m+1, c.shards.policy()
+	} else {
+		c.copies = rapid.IntRange(1, modelHosts).Draw(rt, "copies")
+	}
+	if _, err := w.do("update_class", "class=changing", fmt.Sprintf("mindevcount=%d", c.copies), "replpolicy="+policy); err != nil {
 		rt.Fatal(err)
 	}
 	if _, err := w.do("fsck_reset", "policy_only=1"); err != nil {
