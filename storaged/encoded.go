@@ -88,6 +88,7 @@ func (e *encoded) suspect(fid protocol.FID, dev protocol.DevID, err error) {
 // than that its storage daemon or disk cannot be asked.
 func isBad(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, erasure.ErrBlock) || errors.Is(err, erasure.ErrHeader) ||
+		errors.Is(err, errStale) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || volume.IsUnreadable(err)
 }
 
@@ -99,8 +100,16 @@ type shardReading struct {
 	h         erasure.Header
 	off, left int64           // in the file, what was to be read, and what is left of that
 	stream    *erasure.Stream // nil before the first piece
+	early     []suspicion     // before the first piece
 	degraded  bool            // what was read lacked something
 	failed    bool
+}
+
+// suspicion is what is the matter with a shard.
+type suspicion struct {
+	index int
+	dev   protocol.DevID
+	err   error
 }
 
 var _ parts = (*shardReading)(nil)
@@ -119,11 +128,7 @@ func (r *shardReading) next(context.Context) ([]byte, error) {
 		return nil, io.EOF
 	}
 	if r.stream == nil {
-		var err error
-		r.stream, err = r.e.codec.Open(r.ctx, erasure.Read{
-			Header: r.h, Places: places{r.e, r.h.FID}, Sure: r.left >= sureFrom && r.e.sure(&r.h), Suspect: r.suspect,
-		}, r.off, r.left)
-		if err != nil {
+		if err := r.open(); err != nil {
 			return nil, r.fail(err)
 		}
 	}
@@ -134,6 +139,65 @@ func (r *shardReading) next(context.Context) ([]byte, error) {
 	r.left -= int64(len(piece))
 	return piece, nil
 }
+
+// open finds the shards. Where those of the header are too few, that may be of a
+// shard that time has passed by: what its sisters' devices have is read then.
+func (r *shardReading) open() error {
+	open := func() (err error) {
+		r.stream, err = r.e.codec.Open(r.ctx, erasure.Read{
+			Header: r.h, Places: places{r.e, r.h.FID}, Sure: r.left >= sureFrom && r.e.sure(&r.h), Suspect: r.suspect,
+		}, r.off, r.left)
+		return err
+	}
+	err := open()
+	if errors.Is(err, erasure.ErrTooFew) {
+		if h, stale, ok := r.another(); ok {
+			was, suspected := r.h, r.early
+			r.h, r.early = h, stale
+			if open() == nil {
+				err = nil
+			} else {
+				r.h, r.early = was, suspected
+			}
+		}
+	}
+	for _, s := range r.early {
+		r.note(s)
+	}
+	r.early = nil
+	return err
+}
+
+// another is the header of most shards of another encoding of the file, where its
+// shards should be, and those there that are not of it.
+func (r *shardReading) another() (h erasure.Header, stale []suspicion, ok bool) {
+	devs := r.h.Placement.Devices
+	found := erasure.Headers(r.ctx, places{r.e, r.h.FID}, devs)
+	most := 0
+	for i := range found {
+		if found[i].Err != nil || found[i].Header.FID != r.h.FID || found[i].Header.Length != r.h.Length || found[i].Header.Sisters(&r.h) {
+			continue
+		}
+		n := 0
+		for j := range found {
+			if found[j].Err == nil && found[j].Header.Sisters(&found[i].Header) {
+				n++
+			}
+		}
+		if n > most {
+			most, h = n, found[i].Header
+		}
+	}
+	for i := range found {
+		if f := &found[i]; most > 0 && f.Err == nil && !f.Header.Sisters(&h) {
+			stale = append(stale, suspicion{f.Header.Index, devs[i], fmt.Errorf("%w: it is of encoding %016x, and %d others of %016x", errStale, f.Header.Encoding, most, h.Encoding)})
+		}
+	}
+	return h, stale, most > 0
+}
+
+// errStale says that a shard is not of the encoding that counts.
+var errStale = errors.New("time has passed it by")
 
 // sureFrom is how many bytes are so many that who reads them waits for the first
 // noticeably less than for all.
@@ -160,12 +224,22 @@ func (e *encoded) sure(h *erasure.Header) bool {
 
 // suspect notes what is the matter with a shard.
 func (r *shardReading) suspect(index int, dev protocol.DevID, err error) {
-	r.degraded = true
-	if isBad(err) {
-		r.e.suspect(r.h.FID, dev, fmt.Errorf("shard %d: %w", index, err))
+	s := suspicion{index, dev, err}
+	if r.stream == nil { // it may be the header here that is not right
+		r.early = append(r.early, s)
 		return
 	}
-	r.e.log.Debug().Err(err).Uint64("fid", uint64(r.h.FID)).Uint32("devid", uint32(dev)).Int("shard", index).Msg("a shard cannot be read now")
+	r.note(s)
+}
+
+// note has a shard checked that is missing or bad.
+func (r *shardReading) note(s suspicion) {
+	r.degraded = true
+	if isBad(s.err) {
+		r.e.suspect(r.h.FID, s.dev, fmt.Errorf("shard %d: %w", s.index, s.err))
+		return
+	}
+	r.e.log.Debug().Err(s.err).Uint64("fid", uint64(r.h.FID)).Uint32("devid", uint32(s.dev)).Int("shard", s.index).Msg("a shard cannot be read now")
 }
 
 // fail notes that the file cannot be read on.
