@@ -112,12 +112,16 @@ func modelLane(t *testing.T, lane int) {
 		counts.corrupted, counts.lost, counts.tooMany, counts.wiped, counts.dead, counts.drained, counts.policies)
 }
 
-// seldom has a step that takes long done one time in twenty or so; a file is
-// read, or stored, at other times.
+// seldom has a step that takes long done one time in twenty or so, or in five with a
+// scale above 1; a file is read, or stored, at other times.
 func (w *world) seldom(step func(*rapid.T)) func(*rapid.T) {
 	return func(rt *rapid.T) {
+		times := 20
+		if scale(1) > 1 {
+			times = 5
+		}
 		switch {
-		case rapid.SampledFrom(oneInTwenty).Draw(rt, "now"):
+		case rapid.SampledFrom(append(make([]bool, times-1), true)).Draw(rt, "now"):
 			step(rt)
 		case len(w.files) == 0:
 			w.put(rt)
@@ -126,8 +130,6 @@ func (w *world) seldom(step func(*rapid.T)) func(*rapid.T) {
 		}
 	}
 }
-
-var oneInTwenty = append(make([]bool, 19), true)
 
 type modelCounts struct {
 	steps, stored, deleted, cuts, settled, sharded           int
