@@ -73,6 +73,8 @@ func (p *shardsJSON) survives() string {
 		return fmt.Sprintf("it cannot be read now: %d shards are within reach, it takes %d", p.Readable, p.K)
 	case p.Devices == 0:
 		return "no loss of a device"
+	case p.Hosts == 0:
+		return fmt.Sprintf("the loss of any %s, but not of any host", plural(p.Devices, "device"))
 	}
 	return fmt.Sprintf("the loss of any %s; of any %s", plural(p.Devices, "device"), plural(p.Hosts, "host"))
 }
@@ -87,12 +89,6 @@ func plural(n int, what string) string {
 
 // shardInfo describes a file that is kept in shards.
 func shardInfo(s *session, f infoJSON, e protocol.FileEncoding) error {
-	there := 0
-	for _, dev := range e.Devices {
-		if dev != 0 {
-			there++
-		}
-	}
 	if err := s.out.pairs([][]string{
 		{"key:", f.Key},
 		{"domain:", f.Domain},
@@ -100,7 +96,7 @@ func shardInfo(s *session, f infoJSON, e protocol.FileEncoding) error {
 		{"fid:", f.FID.String()},
 		{"length:", strconv.FormatInt(f.Length, 10)},
 		{"checksum:", cmp.Or(f.Checksum, "none")},
-		{"shards:", fmt.Sprintf("%d of %d: any %d of them are the file (%d+%d)", there, len(e.Devices), e.K, e.K, e.M)},
+		{"shards:", fmt.Sprintf("%d of %d: any %d of them are the file (%d+%d)", f.Shards.Readable, len(e.Devices), e.K, e.K, e.M)},
 		{"survives:", f.Shards.survives()},
 	}); err != nil {
 		return err

@@ -26,10 +26,10 @@ func TestPictureOf(t *testing.T) {
 		says                     string
 	}{
 		{"all there", 3, 2, []protocol.DevID{1, 2, 3, 4, 5}, nil, 5, 2, 1, "the loss of any 2 devices; of any 1 host"},
-		{"a host has more than may be lost", 4, 1, []protocol.DevID{1, 2, 3, 4, 5}, nil, 5, 1, 0, "the loss of any 1 device; of any 0 hosts"},
+		{"a host has more than may be lost", 4, 1, []protocol.DevID{1, 2, 3, 4, 5}, nil, 5, 1, 0, "the loss of any 1 device, but not of any host"},
 		{"spread", 1, 2, []protocol.DevID{1, 3, 5}, nil, 3, 2, 2, "the loss of any 2 devices; of any 2 hosts"},
-		{"one missing", 3, 2, []protocol.DevID{1, 0, 3, 4, 5}, nil, 4, 1, 0, "the loss of any 1 device; of any 0 hosts"},
-		{"one on a dead device", 3, 2, []protocol.DevID{1, 2, 3, 4, 6}, nil, 4, 1, 0, "the loss of any 1 device; of any 0 hosts"},
+		{"one missing", 3, 2, []protocol.DevID{1, 0, 3, 4, 5}, nil, 4, 1, 0, "the loss of any 1 device, but not of any host"},
+		{"one on a dead device", 3, 2, []protocol.DevID{1, 2, 3, 4, 6}, nil, 4, 1, 0, "the loss of any 1 device, but not of any host"},
 		{"one on a device that nobody knows", 1, 1, []protocol.DevID{1, 99}, nil, 1, 0, 0, "no loss of a device"},
 		{"too few", 3, 2, []protocol.DevID{1, 2, 3, 4, 5}, []int{0, 1, 4}, 2, -1, 0, "it cannot be read now: 2 shards are within reach, it takes 3"},
 	} {
