@@ -179,6 +179,9 @@ type Queues interface {
 	// and loses its lease, so that nothing asked for during a copy is lost.
 	// Times: 0 means at once (nexttry 0).
 	QueueReplication(ctx context.Context, fids []protocol.FID, from protocol.DevID, delay time.Duration) error
+	// QueueShards does the same for files that lack shards, and survive the loss of
+	// spare more: they become due with the nexttry that [Urgency] says.
+	QueueShards(ctx context.Context, fids []protocol.FID, spare int64) error
 	// QueueCopyDeletion enters a copy in copy_to_delete as due now: bytes that
 	// landed on dev and must go.
 	QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what What) error

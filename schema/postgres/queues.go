@@ -352,6 +352,15 @@ func (s *Store) rescheduleBatch(ctx context.Context, calls []givenBack, held []b
 
 // QueueReplication queues fids to be brought to their policy.
 func (s *Store) QueueReplication(ctx context.Context, fids []protocol.FID, from protocol.DevID, delay time.Duration) error {
+	return s.queueReplication(ctx, fids, from, delay, 0)
+}
+
+// QueueShards queues files that lack shards.
+func (s *Store) QueueShards(ctx context.Context, fids []protocol.FID, spare int64) error {
+	return s.queueReplication(ctx, fids, 0, 0, schema.Urgency(spare))
+}
+
+func (s *Store) queueReplication(ctx context.Context, fids []protocol.FID, from protocol.DevID, delay time.Duration, urgency int64) error {
 	if len(fids) == 0 {
 		return nil
 	}
@@ -359,7 +368,7 @@ func (s *Store) QueueReplication(ctx context.Context, fids []protocol.FID, from 
 	slices.Sort(sorted)
 	sorted = slices.Compact(sorted)
 	return s.do(ctx, "queue replication", func(ctx context.Context) error {
-		_, err := s.pool.Exec(ctx, queueReplication, s.offset(), seconds(delay), sorted, int64(from))
+		_, err := s.pool.Exec(ctx, queueReplication, s.offset(), seconds(delay), sorted, int64(from), urgency)
 		return err
 	})
 }
@@ -368,11 +377,11 @@ func (s *Store) QueueReplication(ctx context.Context, fids []protocol.FID, from 
 // to another one than it had, so that a lease on it ends. Only rows that are
 // parked or urgent may keep their time: those are not leased.
 const queueReplication = `INSERT INTO file_to_replicate AS q (fid, nexttry, fromdevid)
-	SELECT fid, CASE WHEN $2::int8 = 0 THEN 0 ELSE least(` + now + ` + $2, 2147483647) END, nullif($4::int8, 0)
+	SELECT fid, CASE WHEN $2::int8 = 0 THEN $5::int8 ELSE least(` + now + ` + $2, 2147483647) END, nullif($4::int8, 0)
 	FROM unnest($3::int8[]) fid
 	ON CONFLICT (fid) DO UPDATE SET fromdevid = coalesce(EXCLUDED.fromdevid, q.fromdevid),
 		nexttry = CASE WHEN EXCLUDED.nexttry < q.nexttry THEN EXCLUDED.nexttry
-			WHEN q.nexttry IN (0, 2147483647) THEN q.nexttry ELSE q.nexttry - 1 END`
+			WHEN q.nexttry < 10 OR q.nexttry = 2147483647 THEN q.nexttry ELSE q.nexttry - 1 END`
 
 // entry is a row that copy_to_delete gets.
 type entry struct {

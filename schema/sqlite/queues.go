@@ -92,13 +92,22 @@ func (t *tx) enqueue(k rowKey, at int64, from sql.NullInt64) error {
 	if _, err := t.row("SELECT nexttry FROM "+table.name+" WHERE "+table.row, rowArgs(k), &old); err != nil {
 		return err
 	}
+	if k.queue == schema.QueueReplicate && old < schema.Urgencies && at >= old {
+		return t.prefer(k, from) // it is urgent, and has no lease
+	}
 	at = t.unlike(k, max(0, min(at, old-1)), -1)
 	if _, err := t.exec("UPDATE "+table.name+" SET nexttry = ?4 WHERE "+table.row, rowArgs(k, at)...); err != nil {
 		return err
 	}
-	if k.queue == schema.QueueReplicate && from.Valid {
-		_, err = t.exec("UPDATE file_to_replicate SET fromdevid = ? WHERE fid = ?", from, k.fid)
+	return t.prefer(k, from)
+}
+
+// prefer has the copy of a file that is queued for replication made from a device.
+func (t *tx) prefer(k rowKey, from sql.NullInt64) error {
+	if k.queue != schema.QueueReplicate || !from.Valid {
+		return nil
 	}
+	_, err := t.exec("UPDATE file_to_replicate SET fromdevid = ? WHERE fid = ?", from, k.fid)
 	return err
 }
 
@@ -235,18 +244,28 @@ func (s *Store) Reschedule(ctx context.Context, job schema.Job, delay time.Durat
 }
 
 // QueueReplication queues fids; see [schema.Queues].
-func (s *Store) QueueReplication(ctx context.Context, fids []protocol.FID, from protocol.DevID, delay time.Duration) (err error) {
+func (s *Store) QueueReplication(ctx context.Context, fids []protocol.FID, from protocol.DevID, delay time.Duration) error {
+	return s.queueReplication(ctx, fids, from, func(now int64) int64 {
+		if delay > 0 {
+			return later(now, delay)
+		}
+		return 0
+	})
+}
+
+// QueueShards queues files that lack shards; see [schema.Queues].
+func (s *Store) QueueShards(ctx context.Context, fids []protocol.FID, spare int64) error {
+	return s.queueReplication(ctx, fids, 0, func(int64) int64 { return schema.Urgency(spare) })
+}
+
+func (s *Store) queueReplication(ctx context.Context, fids []protocol.FID, from protocol.DevID, at func(now int64) int64) (err error) {
 	if len(fids) == 0 {
 		return nil
 	}
 	defer wrap(&err, "queue %d fids for replication", len(fids))
 	return change(ctx, s, func(t *tx) error {
-		var at int64
-		if delay > 0 {
-			at = later(s.now(), delay)
-		}
 		for _, fid := range fids {
-			if err := t.enqueue(replicateRow(fid), at, sql.NullInt64{Int64: int64(from), Valid: from != 0}); err != nil {
+			if err := t.enqueue(replicateRow(fid), at(s.now()), sql.NullInt64{Int64: int64(from), Valid: from != 0}); err != nil {
 				return err
 			}
 		}

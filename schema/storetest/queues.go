@@ -20,6 +20,7 @@ var queueCases = []testCase{
 	{"Finish/queued again", checkQueuedAgain},
 	{"Reschedule", checkReschedule},
 	{"QueueReplication", checkQueueReplication},
+	{"QueueShards", checkQueueShards},
 	{"QueueCopyDeletion", checkQueueCopyDeletion},
 	{"AnnounceCopy", checkAnnounceCopy},
 	{"ReplicateNow", checkReplicateNow},
@@ -369,6 +370,30 @@ func checkQueueReplication(e *env) {
 		e.must(e.QueueReplication(e.ctx, []protocol.FID{c}, 0, 0))
 		j = e.claimOne(schema.QueueReplicate)
 	}
+}
+
+// checkQueueShards has files be due the sooner the fewer losses they survive, and
+// before all others.
+func checkQueueShards(e *env) {
+	const a, b, c, d = 101, 102, 103, 104
+	e.must(e.QueueShards(e.ctx, nil, 0))
+	e.must(e.QueueReplication(e.ctx, []protocol.FID{c, d}, 0, time.Second))
+	e.must(e.QueueShards(e.ctx, []protocol.FID{a, c}, 3))
+	e.must(e.QueueShards(e.ctx, []protocol.FID{b}, 100))
+	e.must(e.QueueShards(e.ctx, []protocol.FID{a}, 1))
+	e.must(e.QueueShards(e.ctx, []protocol.FID{c}, 5)) // stays sooner
+	for fid, want := range map[protocol.FID]int64{a: 1, b: 9, c: 3} {
+		e.same("nexttry", e.row(schema.QueueReplicate, fid).NextTry, want)
+	}
+	e.advance(2 * time.Second)
+	jobs := e.claim(schema.QueueReplicate)
+	e.same("in order", jobFIDs(jobs), []protocol.FID{a, c, b, d})
+	// A lease does not keep the file from being looked at again.
+	e.must(e.QueueShards(e.ctx, []protocol.FID{a}, 0))
+	if n, err := e.Finish(e.ctx, jobs); err != nil || n != 3 {
+		e.Errorf("finished %d, %v of 4, one of which was queued again", n, err)
+	}
+	e.same("again", jobFIDs(e.claim(schema.QueueReplicate)), []protocol.FID{a})
 }
 
 func checkQueueCopyDeletion(e *env) {

@@ -32,6 +32,7 @@ type CheckStore interface {
 	DropBadLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
 	Recount(ctx context.Context, fids []protocol.FID) ([]protocol.FID, error)
 	QueueReplication(ctx context.Context, fids []protocol.FID, from protocol.DevID, delay time.Duration) error
+	QueueShards(ctx context.Context, fids []protocol.FID, spare int64) error
 	EncodingsOf(ctx context.Context, fids []protocol.FID) (map[protocol.FID]schema.Encoding, error)
 	PlaceShards(ctx context.Context, fid protocol.FID, encoding uint64, epoch int, placed map[int]protocol.DevID, seen []protocol.DevID) (schema.Encoding, error)
 	RecordDecoding(ctx context.Context, fid protocol.FID, encoding uint64, devs, seen []protocol.DevID) error

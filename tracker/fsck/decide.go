@@ -387,8 +387,9 @@ type repair struct {
 
 	encoding *schema.Encoding // as it was read; a copy that is found takes its place
 	placed   map[int]protocol.DevID
-	epoch    int  // of placed
-	bare     bool // no further shard may be lost
+	epoch    int   // of placed
+	lacks    bool  // shards
+	spare    int64 // how many more may be lost, where it lacks some
 }
 
 // search is what looking for copies, or shards, on all devices brought.
@@ -454,7 +455,7 @@ func (m Mode) plan(s subject, v *verdict, looked *search, satisfied func(devices
 		r.requeue = true
 	}
 	if e != nil {
-		r.bare = len(left) <= e.K
+		r.lacks, r.spare = len(left) < e.K+e.M, int64(len(left)-e.K)
 	}
 	return r
 }

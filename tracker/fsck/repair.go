@@ -7,7 +7,6 @@ import (
 	"reflect"
 	"slices"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -286,7 +285,8 @@ func (b *batch) matches(ctx context.Context, q *inquiry, dev protocol.DevID) boo
 // that is short of a copy in the queue.
 func (b *batch) announce(ctx context.Context, plans []repair) error {
 	var events []schema.FsckEvent
-	var requeue, urgent []protocol.FID
+	var requeue []protocol.FID
+	urgent := make(map[int64][]protocol.FID) // by their spare shards
 	for _, r := range plans {
 		for _, e := range r.events {
 			row := schema.FsckEvent{FID: r.file.FID, Code: e.code}
@@ -303,8 +303,8 @@ func (b *batch) announce(ctx context.Context, plans []repair) error {
 			}
 		}
 		switch {
-		case r.requeue && r.bare:
-			urgent = append(urgent, r.file.FID)
+		case r.requeue && r.lacks:
+			urgent[r.spare] = append(urgent[r.spare], r.file.FID)
 		case r.requeue:
 			requeue = append(requeue, r.file.FID)
 		}
@@ -312,13 +312,16 @@ func (b *batch) announce(ctx context.Context, plans []repair) error {
 	if err := b.log(ctx, events); err != nil {
 		return err
 	}
-	for delay, fids := range map[time.Duration][]protocol.FID{0: urgent, requeueDelay: requeue} {
-		if len(fids) == 0 {
-			continue
+	for spare, fids := range urgent {
+		if err := b.c.o.Store.QueueShards(ctx, fids, spare); err != nil {
+			return fmt.Errorf("queue %d fids in shards for replication: %w", len(fids), err)
 		}
-		if err := b.c.o.Store.QueueReplication(ctx, fids, 0, delay); err != nil {
-			return fmt.Errorf("queue %d fids for replication: %w", len(fids), err)
-		}
+	}
+	if len(requeue) == 0 {
+		return nil
+	}
+	if err := b.c.o.Store.QueueReplication(ctx, requeue, 0, requeueDelay); err != nil {
+		return fmt.Errorf("queue %d fids for replication: %w", len(requeue), err)
 	}
 	return nil
 }

@@ -326,26 +326,26 @@ func TestPlanShards(t *testing.T) {
 		copy          protocol.DevID
 		requeue       bool
 		stalled, lost bool
-		bare          bool
+		urgent        string // what it may still lose
 	}{
 		{name: "well", recorded: "1 2 3 4 5", seen: "1:0 2:1 3:2 4:3 5:4"},
-		{name: "one missing", recorded: "1 2 3 4 5", seen: "1:0 2:1 3:2 4:3 5:MISSING", events: "MISS:5 REPL", forget: "5", requeue: true},
-		{name: "two bad", recorded: "1 2 3 4 5", seen: "1:BAD 2:1 3:2 4:3 5:BAD", events: "BSUM:1 BSUM:5 REPL", drop: "1 5", requeue: true, bare: true},
-		{name: "known to be short", recorded: "1 2 3 4", seen: "1:0 2:1 3:2 4:3", events: "POVI REPL", requeue: true},
+		{name: "one missing", recorded: "1 2 3 4 5", seen: "1:0 2:1 3:2 4:3 5:MISSING", events: "MISS:5 REPL", forget: "5", requeue: true, urgent: "1"},
+		{name: "two bad", recorded: "1 2 3 4 5", seen: "1:BAD 2:1 3:2 4:3 5:BAD", events: "BSUM:1 BSUM:5 REPL", drop: "1 5", requeue: true, urgent: "0"},
+		{name: "known to be short", recorded: "1 2 3 4", seen: "1:0 2:1 3:2 4:3", events: "POVI REPL", requeue: true, urgent: "1"},
 		{name: "too few, and no more", recorded: "1 2 3 4 5", seen: "1:0 2:1 3:MISSING 4:BAD 5:SHORT", looked: &search{},
 			events: "MISS:3 BSUM:4 BLEN:5 SRCH GONE", lost: true},
 		{name: "too few, a device is away", recorded: "1 2 3 4 5", seen: "1:0 2:1 3:MISSING 4:BAD 5:SHORT", looked: &search{away: true},
 			events: "MISS:3 BSUM:4 BLEN:5 SRCH", stalled: true},
 		{name: "too few, one comes back", recorded: "1 2 3 4 5", seen: "1:0 2:1 3:MISSING 4:BAD 5:MISSING", looked: &search{away: true}, found: "6:2",
-			events: "MISS:3 BSUM:4 MISS:5 SRCH FOND:6 REPL", forget: "5", drop: "4", placed: "2:6", requeue: true, bare: true},
+			events: "MISS:3 BSUM:4 MISS:5 SRCH FOND:6 REPL", forget: "5", drop: "4", placed: "2:6", requeue: true, urgent: "0"},
 		{name: "too few, one comes back, and it is not enough", recorded: "1 2 3 4 5", seen: "1:0 2:MISSING 3:MISSING 4:BAD 5:MISSING", looked: &search{}, found: "6:2",
 			events: "MISS:2 MISS:3 BSUM:4 MISS:5 SRCH GONE", lost: true},
 		{name: "too few, a copy is found", recorded: "1 2 3 4 5", seen: "1:0 2:1 3:MISSING 4:BAD 5:MISSING", looked: &search{found: 6, matches: true},
 			events: "MISS:3 BSUM:4 MISS:5 SRCH FOND:6 REPL", forget: "3 5", drop: "4", copy: 6, requeue: true},
 		{name: "reaped to too few", recorded: "1 2", seen: "1:0 2:1", looked: &search{}, events: "POVI SRCH GONE", lost: true},
-		{name: "recorded nowhere", looked: &search{}, found: "1:0 2:1 4:3", seen: " ", events: "NOPA SRCH FOND:1 FOND:2 FOND:4 REPL", placed: "0:1 1:2 3:4", requeue: true, bare: true},
+		{name: "recorded nowhere", looked: &search{}, found: "1:0 2:1 4:3", seen: " ", events: "NOPA SRCH FOND:1 FOND:2 FOND:4 REPL", placed: "0:1 1:2 3:4", requeue: true, urgent: "0"},
 		{name: "a device away", recorded: "1 2 3 4 5", away: "5", stalled: true},
-		{name: "policy only, dead", mode: Mode{PolicyOnly: true}, recorded: "1 2 3 4 5", dead: "4 5", events: "REPL", forget: "4 5", requeue: true, bare: true},
+		{name: "policy only, dead", mode: Mode{PolicyOnly: true}, recorded: "1 2 3 4 5", dead: "4 5", events: "REPL", forget: "4 5", requeue: true, urgent: "0"},
 		{name: "policy only, too many dead: the others are asked", mode: Mode{PolicyOnly: true}, recorded: "1 2 3 4 5", dead: "3 4 5", seen: "1:0 2:1 3:DEAD 4:DEAD 5:DEAD",
 			looked: &search{}, events: "SRCH GONE", lost: true},
 	} {
@@ -364,10 +364,14 @@ func TestPlanShards(t *testing.T) {
 			v = &second
 		}
 		r := c.mode.plan(s, v, c.looked, all)
+		urgent := ""
+		if r.requeue && r.lacks {
+			urgent = fmt.Sprint(r.spare)
+		}
 		if tell(r.events) != c.events || numbers(r.forget) != c.forget || numbers(r.drop) != c.drop || tellPlaced(r.placed) != c.placed ||
-			r.found != c.copy || r.requeue != c.requeue || r.stalled != c.stalled || r.lost != c.lost || r.bare != c.bare {
-			t.Errorf("%s: %s; forgets %q, drops %q, places %q, found %d, requeue %v, stalled %v, lost %v, bare %v", c.name,
-				tell(r.events), numbers(r.forget), numbers(r.drop), tellPlaced(r.placed), r.found, r.requeue, r.stalled, r.lost, r.bare)
+			r.found != c.copy || r.requeue != c.requeue || r.stalled != c.stalled || r.lost != c.lost || urgent != c.urgent {
+			t.Errorf("%s: %s; forgets %q, drops %q, places %q, found %d, requeue %v, stalled %v, lost %v, urgent %q", c.name,
+				tell(r.events), numbers(r.forget), numbers(r.drop), tellPlaced(r.placed), r.found, r.requeue, r.stalled, r.lost, urgent)
 		}
 	}
 }

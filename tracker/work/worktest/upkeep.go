@@ -554,6 +554,23 @@ func (s *Store) QueueReplication(ctx context.Context, fids []protocol.FID, from 
 	if delay > 0 {
 		at = min(now()+int64(delay/time.Second), schema.EndOfTime)
 	}
+	s.queue(fids, from, at)
+	return nil
+}
+
+// QueueShards is [schema.Queues.QueueShards].
+func (s *Store) QueueShards(ctx context.Context, fids []protocol.FID, spare int64) error {
+	if err := s.begin(ctx, "QueueShards"); err != nil {
+		return err
+	}
+	defer s.mu.Unlock()
+	s.queue(fids, 0, schema.Urgency(spare))
+	return nil
+}
+
+// queue has fids due at the earlier of the time they have and at, without a lease.
+// The caller holds mu.
+func (s *Store) queue(fids []protocol.FID, from protocol.DevID, at int64) {
 	for _, fid := range fids {
 		k := Key{Queue: schema.QueueReplicate, FID: fid}
 		r := s.rows[k]
@@ -564,11 +581,10 @@ func (s *Store) QueueReplication(ctx context.Context, fids []protocol.FID, from 
 		switch {
 		case at < r.NextTry:
 			r.NextTry = at
-		case r.NextTry != 0 && r.NextTry != schema.EndOfTime:
+		case r.NextTry >= schema.Urgencies && r.NextTry != schema.EndOfTime:
 			r.NextTry-- // ends the lease
 		}
 	}
-	return nil
 }
 
 // QueueLengths is [schema.Queues.QueueLengths].
