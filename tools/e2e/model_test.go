@@ -10,7 +10,9 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net"
+	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -450,7 +452,12 @@ func (w *world) do(command string, fields ...string) (protocol.Args, error) {
 		name, value, _ := strings.Cut(f, "=")
 		args.Add(name, value)
 	}
-	return w.client.Do(ctx, command, args)
+	got, err := w.client.Do(ctx, command, args)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		stacks := make([]byte, 1<<20)
+		w.rt.Logf("%s: %v; at that time:\n%s", command, err, stacks[:runtime.Stack(stacks, true)])
+	}
+	return got, err
 }
 
 func (w *world) waitWriteable() {
