@@ -789,9 +789,9 @@ func shardOf(t testing.TB, set protocol.ShardSet, content []byte, index int) []b
 	t.Helper()
 	h := erasure.Header{ShardSet: set, Modified: time.Unix(1, 0), Placement: erasure.Placement{Epoch: 1, Devices: sixDevs}}
 	var b []byte
-	err := erasure.New(erasure.Options{}).Encode(t.Context(), h, bytes.NewReader(content), func(parts [][]byte, done func()) error {
+	err := erasure.New(erasure.Options{}).Encode(t.Context(), h, erasure.From(bytes.NewReader(content)), func(parts [][]byte, done func(bool)) error {
 		b = append(b, parts[index]...)
-		done()
+		done(true)
 		return nil
 	})
 	if err != nil {

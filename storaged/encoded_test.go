@@ -86,11 +86,11 @@ func spread(t testing.TB, daemons []*daemon, k, m, block, size int, encoding uin
 		c.h.Placement.Devices = append(c.h.Placement.Devices, protocol.DevID(i+1))
 	}
 	var shards []bytes.Buffer = make([]bytes.Buffer, k+m)
-	err := erasure.New(erasure.Options{}).Encode(t.Context(), c.h, bytes.NewReader(c.content), func(parts [][]byte, done func()) error {
+	err := erasure.New(erasure.Options{}).Encode(t.Context(), c.h, erasure.From(bytes.NewReader(c.content)), func(parts [][]byte, done func(bool)) error {
 		for i, p := range parts {
 			shards[i].Write(p)
 		}
-		done()
+		done(true)
 		return nil
 	})
 	if err != nil {

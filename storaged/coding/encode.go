@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
@@ -58,7 +57,7 @@ func (c *Coding) encode(ctx context.Context, o *protocol.EncodeOrder, progress f
 	if err != nil {
 		return protocol.EncodeReport{}, blame(ctx, code, o.Dev, err)
 	}
-	defer func() { src.Close() }() // opened for reading
+	defer func() { src.close() }()
 	if !src.known {
 		// Shards begin with the sum of the whole content.
 		sum, err := c.sumOf(work, o, src, progress)
@@ -69,7 +68,7 @@ func (c *Coding) encode(ctx context.Context, o *protocol.EncodeOrder, progress f
 		if err != nil {
 			return protocol.EncodeReport{}, blame(ctx, code, o.Dev, err)
 		}
-		src.Close() // opened for reading
+		src.close()
 		src = again
 		src.stored = sum
 	}
@@ -84,7 +83,16 @@ func (c *Coding) encode(ctx context.Context, o *protocol.EncodeOrder, progress f
 // waits for nothing else.
 func (c *Coding) sumOf(ctx context.Context, o *protocol.EncodeOrder, src *raw, progress func(int64)) (volume.Sum, error) {
 	in := c.check(ctx, o, src, progress)
-	if _, err := io.Copy(io.Discard, in); err != nil {
+	var sum volume.Sum
+	buf := make([]byte, min(limitedPiece, o.Length))
+	for left := o.Length; left > 0; left -= int64(len(buf)) {
+		buf = buf[:min(int64(len(buf)), left)]
+		if err := in.Next([][]byte{buf}); err != nil {
+			return volume.Sum{}, err
+		}
+		sum = sum.Add(buf)
+	}
+	if err := in.End(sum.CRC32C); err != nil {
 		return volume.Sum{}, err
 	}
 	return in.sum, nil
@@ -96,7 +104,7 @@ func (c *Coding) check(ctx context.Context, o *protocol.EncodeOrder, src *raw, p
 	if !o.Want.IsZero() {
 		typ = o.Want.Type
 	}
-	in := &checked{ctx: ctx, from: src, left: o.Length, typ: typ, hash: typ.New(), limits: c.limits(steady(o)), progress: progress}
+	in := &checked{ctx: ctx, from: src, typ: typ, hash: typ.New(), limits: c.limits(steady(o)), progress: progress}
 	stored, known := src.stored, src.known
 	in.check = func() error {
 		switch {
@@ -110,16 +118,17 @@ func (c *Coding) check(ctx context.Context, o *protocol.EncodeOrder, src *raw, p
 	return in
 }
 
-// stripeTime bounds how long an order with a rate may take for a stripe: between
-// two blocks storage daemons wait for a minute at most.
-const stripeTime = 20 * time.Second
+// batchTime bounds how long an order with a rate may take for what is read before
+// it is sent: between two pieces storage daemons wait for a minute at most.
+const batchTime = 20 * time.Second
 
 // steady is an order's rate, raised where it would let uploads starve.
 func steady(o *protocol.EncodeOrder) int64 {
 	if o.Rate == 0 {
 		return 0
 	}
-	return max(o.Rate, int64(o.K)*int64(o.Block)/int64(stripeTime/time.Second))
+	batch := erasure.Layout{ShardSet: o.ShardSet}.Batch() * int64(o.K) * int64(o.Block)
+	return max(o.Rate, batch/int64(batchTime/time.Second))
 }
 
 // encodeFrom sends all shards, and has them committed if everything is well. Where
@@ -127,11 +136,6 @@ func steady(o *protocol.EncodeOrder) int64 {
 func (c *Coding) encodeFrom(ctx, work context.Context, cancel context.CancelCauseFunc, o *protocol.EncodeOrder, h erasure.Header, src *raw, progress func(int64)) (protocol.EncodeReport, error) {
 	src.known = true
 	in := c.check(work, o, src, progress)
-	if o.Length == 0 {
-		if err := in.check(); err != nil {
-			return protocol.EncodeReport{}, c.blameSource(ctx, o, err)
-		}
-	}
 	var once sync.Once
 	var first *Error // what went wrong, of the target or the source with which it began
 	size := h.Layout().ShardSize()
@@ -156,7 +160,7 @@ func (c *Coding) encodeFrom(ctx, work context.Context, cancel context.CancelCaus
 // emit sends parts to fan, and counts them.
 func (c *Coding) emit(verb string, fan *fan) erasure.Emit {
 	written := c.meter.bytes.WithLabelValues(verb)
-	return func(parts [][]byte, done func()) error {
+	return func(parts [][]byte, done func(reuse bool)) error {
 		for _, p := range parts {
 			written.Add(float64(len(p)))
 		}

@@ -28,7 +28,7 @@ type feed struct {
 // piece is what is to be written next to a shard.
 type piece struct {
 	data []byte
-	done func() // called once, when data is not needed any more
+	done func(reuse bool) // called once, when data is not needed any more
 }
 
 // fanDepth is how many pieces wait for a shard's turn, beside the one that is
@@ -59,7 +59,7 @@ func newFan(ctx context.Context, n int, open func(ctx context.Context, i int) (s
 				f.opened.Done() // when it is known that it failed
 			}
 			for p := range feed.pieces { // of one that is dead
-				p.done()
+				p.done(true)
 			}
 		})
 	}
@@ -74,8 +74,8 @@ func (f *fan) serve(feed *feed, s sink) error {
 		case p, more := <-feed.pieces:
 			switch {
 			case more:
-				_, err := s.Write(p.data)
-				p.done()
+				err := s.Write(p.data)
+				p.done(err == nil)
 				if err != nil {
 					return err
 				}
@@ -94,27 +94,31 @@ func (f *fan) serve(feed *feed, s sink) error {
 func (f *fan) ready() { f.opened.Wait() }
 
 // send has each shard write its part of parts, nil: nothing. It waits until there
-// is room for all of them; done is called when none is needed any more. The error
-// is the context's.
-func (f *fan) send(parts [][]byte, done func()) error {
+// is room for all of them; done is called when none is needed any more, as that of
+// erasure.Emit. The error is the context's.
+func (f *fan) send(parts [][]byte, done func(reuse bool)) error {
 	var left atomic.Int32
+	var lost atomic.Bool
 	left.Store(int32(len(parts)) + 1)
-	one := func() {
+	one := func(reuse bool) {
+		if !reuse {
+			lost.Store(true)
+		}
 		if left.Add(-1) == 0 {
-			done()
+			done(!lost.Load())
 		}
 	}
-	defer one()
+	defer one(true)
 	for i, data := range parts {
 		if len(data) == 0 || f.feeds[i].dead.Load() {
-			one()
+			one(true)
 			continue
 		}
 		select {
 		case f.feeds[i].pieces <- piece{data, one}:
 		case <-f.ctx.Done():
 			for range parts[i:] {
-				one()
+				one(true)
 			}
 			return context.Cause(f.ctx)
 		}

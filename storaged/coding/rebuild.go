@@ -88,7 +88,7 @@ func (c *Coding) rebuild(ctx context.Context, o *protocol.RebuildOrder, progress
 	}
 	var sent int64
 	emit := c.emit(protocol.VerbRebuild, fan)
-	err = c.o.Codec.Rebuild(work, erasure.Read{Header: *h, At: good, Places: from, Suspect: suspect}, writes, func(parts [][]byte, done func()) error {
+	err = c.o.Codec.Rebuild(work, erasure.Read{Header: *h, At: good, Places: from, Suspect: suspect}, writes, func(parts [][]byte, done func(reuse bool)) error {
 		for _, p := range parts {
 			sent += int64(len(p))
 		}

@@ -3,7 +3,6 @@ package coding
 import (
 	"context"
 	"fmt"
-	"io"
 
 	"github.com/mogile/mogile/protocol"
 	"github.com/mogile/mogile/storaged/volume"
@@ -12,7 +11,9 @@ import (
 // sink is a shard that is being written. Nothing of it is left after Abort, or
 // after an error, unless that is of Commit. It is used by one goroutine at a time.
 type sink interface {
-	io.Writer
+	// Write takes the next part of the shard. After an error it may still read p,
+	// whenever.
+	Write(p []byte) error
 	// Context ends when nothing more is wanted of the shard, as its path was deleted.
 	Context() context.Context
 	// Commit returns nil when the shard is there for good.
@@ -64,14 +65,13 @@ type ownSink struct {
 // Context implements sink.
 func (s *ownSink) Context() context.Context { return s.ctx }
 
-// Write implements io.Writer.
-func (s *ownSink) Write(p []byte) (int, error) {
+// Write implements sink.
+func (s *ownSink) Write(p []byte) error {
 	if s.ctx.Err() != nil {
-		return 0, context.Cause(s.ctx)
+		return context.Cause(s.ctx)
 	}
-	n, err := s.Upload.Write(p)
-	s.left -= int64(n)
-	return n, err
+	s.left -= int64(len(p))
+	return s.WriteLent(p)
 }
 
 // Commit implements sink.

@@ -5,19 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"io"
 	"time"
 
 	"golang.org/x/time/rate"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/erasure"
 	"github.com/mogile/mogile/storaged/transfer"
 	"github.com/mogile/mogile/storaged/volume"
 )
 
-// raw is a file that shards are made of.
+// raw is a file that shards are made of. Next and Close are not called
+// concurrently.
 type raw struct {
-	io.ReadCloser
+	fill     func(ctx context.Context, blocks [][]byte) error // as erasure.Content.Next
+	close    func()
 	name     string
 	modified time.Time
 	stored   volume.Sum // what was stored with it
@@ -32,7 +34,11 @@ func (c *Coding) rawOf(ctx context.Context, o *protocol.EncodeOrder) (*raw, *pro
 		if err != nil {
 			return nil, transfer.SourceCode(err), err
 		}
-		r := &raw{ReadCloser: fetched{src}, name: o.From, modified: src.Modified()}
+		in := erasure.From(src)
+		r := &raw{
+			fill:  func(_ context.Context, blocks [][]byte) error { return in.Next(blocks) }, // src ends with ctx
+			close: src.Close, name: o.From, modified: src.Modified(),
+		}
 		r.stored, r.known = src.Sum()
 		return r, nil, nil
 	}
@@ -46,35 +52,36 @@ func (c *Coding) rawOf(ctx context.Context, o *protocol.EncodeOrder) (*raw, *pro
 	if err != nil {
 		return nil, protocol.ErrCopySource, err
 	}
+	done := func() { f.Close() } // opened for reading
 	if f.Size() != o.Length {
-		f.Close() // opened for reading
+		done()
 		return nil, protocol.ErrCopySource, fmt.Errorf("%s: %d bytes instead of %d", path, f.Size(), o.Length)
 	}
-	r := &raw{ReadCloser: f, name: path, modified: f.ModTime()}
+	off := int64(0)
+	r := &raw{
+		fill: func(ctx context.Context, blocks [][]byte) error {
+			err := f.ReadParts(ctx, blocks, off)
+			for _, b := range blocks {
+				off += int64(len(b))
+			}
+			return err
+		},
+		close: done, name: path, modified: f.ModTime(),
+	}
 	r.stored, r.known = f.Sum()
 	return r, nil, nil
-}
-
-// fetched is a file from another storage daemon.
-type fetched struct{ *transfer.Source }
-
-// Close implements io.Closer.
-func (f fetched) Close() error {
-	f.Source.Close()
-	return nil
 }
 
 // errContent is matched by what says that a source has another content than it
 // should have.
 var errContent = errors.New("the content is not what it should be")
 
-// checked reads a file to its end, of which the length is known, and with the last
-// byte checks its content: so that nobody has all of one that is wrong.
+// checked reads a file to its end, of which the length is known, and says there
+// whether its content is right: so that nobody has all of one that is wrong.
 type checked struct {
 	ctx      context.Context
-	from     io.Reader
-	left     int64
-	sum      volume.Sum
+	from     *raw
+	sum      volume.Sum // of what was read; CRC32C at the end
 	typ      protocol.HashType
 	hash     hash.Hash // of typ; nil: none is computed
 	limits   []*rate.Limiter
@@ -82,37 +89,40 @@ type checked struct {
 	check    func() error // called when the last byte was read
 }
 
-// Read implements io.Reader.
-func (r *checked) Read(p []byte) (int, error) {
-	if r.left == 0 {
-		return 0, io.EOF
-	}
-	p = p[:min(int64(len(p)), r.left)]
-	if len(r.limits) > 0 {
-		p = p[:min(len(p), limitedPiece)]
-	}
-	n, err := r.from.Read(p)
-	r.left -= int64(n)
-	r.sum = r.sum.Add(p[:n])
-	if r.hash != nil {
-		r.hash.Write(p[:n]) // hashes do not fail
-	}
-	switch {
-	case n == 0 && err == io.EOF:
-		return 0, io.ErrUnexpectedEOF
-	case n == 0 && err != nil:
-		return 0, err
-	}
-	if err := pace(r.ctx, r.limits, n); err != nil {
-		return 0, err
-	}
-	if r.left == 0 {
-		if err := r.check(); err != nil {
-			return 0, err
+// readAtOnce is how many bytes are read before it is seen that work gets on.
+const readAtOnce = 1 << 20
+
+// Next implements erasure.Content.
+func (r *checked) Next(blocks [][]byte) error {
+	for len(blocks) > 0 {
+		n, size := 1, len(blocks[0])
+		for n < len(blocks) && size+len(blocks[n]) <= readAtOnce && len(r.limits) == 0 {
+			size += len(blocks[n])
+			n++
 		}
+		now := blocks[:n]
+		blocks = blocks[n:]
+		if err := r.from.fill(r.ctx, now); err != nil {
+			return err
+		}
+		r.sum.Length += int64(size)
+		if r.hash != nil {
+			for _, b := range now {
+				r.hash.Write(b) // hashes do not fail
+			}
+		}
+		if err := pace(r.ctx, r.limits, size); err != nil {
+			return err
+		}
+		r.progress(r.sum.Length)
 	}
-	r.progress(r.sum.Length)
-	return n, nil
+	return nil
+}
+
+// End implements erasure.Content.
+func (r *checked) End(crc32c uint32) error {
+	r.sum.CRC32C = crc32c
+	return r.check()
 }
 
 // digest is that of what was read.

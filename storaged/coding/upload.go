@@ -208,12 +208,9 @@ func (u *upload) wrap(err error) error {
 func (u *upload) Context() context.Context { return u.ctx }
 
 // Write sends the next part of the shard.
-func (u *upload) Write(p []byte) (int, error) {
+func (u *upload) Write(p []byte) error {
 	u.left -= int64(len(p))
-	if err := u.send(func() error { _, err := u.conn.Write(p); return err }); err != nil {
-		return 0, err
-	}
-	return len(p), nil
+	return u.send(func() error { _, err := u.conn.Write(p); return err })
 }
 
 // Errors of uploads.

@@ -26,7 +26,7 @@ func BenchmarkEncode(b *testing.B) {
 			b.SetBytes(int64(len(content)))
 			b.ReportAllocs()
 			for b.Loop() {
-				err := c.Encode(b.Context(), h, bytes.NewReader(content), func(_ [][]byte, done func()) error { done(); return nil })
+				err := c.Encode(b.Context(), h, erasure.From(bytes.NewReader(content)), func(_ [][]byte, done func(bool)) error { done(true); return nil })
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -86,7 +86,7 @@ func BenchmarkRebuild(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				err := c.Rebuild(b.Context(), erasure.Read{Header: f.header, At: at, Places: f.disks}, []int{0},
-					func(_ [][]byte, done func()) error { done(); return nil })
+					func(_ [][]byte, done func(bool)) error { done(true); return nil })
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -14,7 +14,7 @@ const rebuildHedge = 15 * time.Second
 // RebuildMemory is how many bytes Rebuild holds at most when it makes n shards.
 func (l Layout) RebuildMemory(n int) int64 {
 	_, size := sizeClass(l.widest())
-	return int64(3*max(l.K, n)+l.M+encodeStripes*n) * int64(size)
+	return int64(3*max(l.K, n)+l.M+inFlight*n) * int64(size)
 }
 
 // Rebuild makes shards of others: those of the indexes in writes, ascending, each
@@ -37,7 +37,7 @@ func (c *Codec) Rebuild(ctx context.Context, r Read, writes []int, emit Emit) er
 		wants[i] = [2]int64{0, l.Stripes()}
 		heads[j] = h.of(i).Bytes()
 	}
-	if err := emit(heads, func() {}); err != nil || l.Stripes() == 0 {
+	if err := emit(heads, func(bool) {}); err != nil || l.Stripes() == 0 {
 		return err
 	}
 	r.At = slices.Clone(r.At)
@@ -49,7 +49,7 @@ func (c *Codec) Rebuild(ctx context.Context, r Read, writes []int, emit Emit) er
 	for i := range s.own {
 		s.begin(i)
 	}
-	room := make(chan struct{}, encodeStripes)
+	room := make(chan struct{}, inFlight)
 	for stripe := range l.Stripes() {
 		select {
 		case room <- struct{}{}:
@@ -67,9 +67,11 @@ func (c *Codec) Rebuild(ctx context.Context, r Read, writes []int, emit Emit) er
 		for j, i := range writes {
 			bufs[j], s.own[i].block = s.own[i].block, nil
 		}
-		done := func() {
+		done := func(reuse bool) {
 			for _, b := range bufs {
-				c.put(b)
+				if reuse {
+					c.put(b)
+				}
 			}
 			<-room
 		}

@@ -112,11 +112,11 @@ func encode(t testing.TB, c *erasure.Codec, h erasure.Header, content []byte) *f
 	t.Helper()
 	d := &disks{shards: map[protocol.DevID][]byte{}}
 	collect := make([]bytes.Buffer, h.Shards())
-	err := c.Encode(t.Context(), h, bytes.NewReader(content), func(parts [][]byte, done func()) error {
+	err := c.Encode(t.Context(), h, erasure.From(bytes.NewReader(content)), func(parts [][]byte, done func(bool)) error {
 		for i, p := range parts {
 			collect[i].Write(p)
 		}
-		done()
+		done(true)
 		return nil
 	})
 	if err != nil {
@@ -235,11 +235,11 @@ func (f *file) rebuild(t testing.TB, c *erasure.Codec, gone []int, writes ...int
 	for _, i := range gone {
 		at[i] = 0
 	}
-	err := c.Rebuild(t.Context(), erasure.Read{Header: f.header, At: at, Places: f.disks}, writes, func(parts [][]byte, done func()) error {
+	err := c.Rebuild(t.Context(), erasure.Read{Header: f.header, At: at, Places: f.disks}, writes, func(parts [][]byte, done func(bool)) error {
 		for i, p := range parts {
 			made[i].Write(p)
 		}
-		done()
+		done(true)
 		return nil
 	})
 	if err != nil {
@@ -648,17 +648,17 @@ func TestEncodeShort(t *testing.T) {
 	t.Parallel()
 	c := erasure.New(erasure.Options{})
 	h := header(3, 2, 10, make([]byte, 100))
-	emit := func(_ [][]byte, done func()) error { done(); return nil }
-	if err := c.Encode(t.Context(), h, bytes.NewReader(make([]byte, 99)), emit); !errors.Is(err, io.ErrUnexpectedEOF) {
+	emit := func(_ [][]byte, done func(bool)) error { done(true); return nil }
+	if err := c.Encode(t.Context(), h, erasure.From(bytes.NewReader(make([]byte, 99))), emit); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("error %v", err)
 	}
 	ctx, cancel := context.WithCancelCause(t.Context())
 	cancel(errBroken)
-	keep := func([][]byte, func()) error { return nil }
-	if err := c.Encode(ctx, h, bytes.NewReader(make([]byte, 100)), keep); !errors.Is(err, errBroken) {
+	keep := func([][]byte, func(bool)) error { return nil }
+	if err := c.Encode(ctx, h, erasure.From(bytes.NewReader(make([]byte, 100))), keep); !errors.Is(err, errBroken) {
 		t.Errorf("error %v of one that was told to end", err)
 	}
-	if err := c.Encode(t.Context(), h, bytes.NewReader(make([]byte, 100)), func([][]byte, func()) error { return errBroken }); !errors.Is(err, errBroken) {
+	if err := c.Encode(t.Context(), h, erasure.From(bytes.NewReader(make([]byte, 100))), func([][]byte, func(bool)) error { return errBroken }); !errors.Is(err, errBroken) {
 		t.Errorf("error %v", err)
 	}
 }

@@ -375,8 +375,8 @@ func (h osHandle) Stat() (Info, error) {
 func (h osHandle) WriteOut(off, n int64) error {
 	fd := int(h.Fd())
 	err := unix.SyncFileRange(fd, off, n, unix.SYNC_FILE_RANGE_WRITE)
-	if err == nil && off >= n {
-		err = unix.SyncFileRange(fd, off-n, n, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
+	if before := min(off, n); err == nil && before > 0 {
+		err = unix.SyncFileRange(fd, off-before, before, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
 	}
 	if err != nil && err != unix.ENOSYS {
 		return &fs.PathError{Op: "sync_file_range", Path: h.Name(), Err: err}

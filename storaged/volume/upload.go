@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 )
 
@@ -24,6 +25,7 @@ type Upload struct {
 	buf      *[bufferSize]byte
 	buffered int
 	sum      Sum
+	begun    int64 // up to where the kernel was told to write
 	volatile bool
 	place    place
 	err      error // why it failed, or that it is over
@@ -126,8 +128,47 @@ func (u *Upload) Write(p []byte) (int, error) {
 	return total, nil
 }
 
+// lentPiece is how many bytes WriteLent has written in one operation.
+const lentPiece = 1 << 20
+
+// WriteLent takes p as Write does, and without a copy where it is large. After an
+// error p is lent for good: a write that hangs may come back and read it.
+func (u *Upload) WriteLent(p []byte) error {
+	if len(p) < bufferSize {
+		_, err := u.Write(p)
+		return err
+	}
+	if u.err != nil {
+		return wrap("write", u.v.id, u.name, u.err)
+	}
+	if u.buffered > 0 {
+		if err := u.spill(); err != nil {
+			return err
+		}
+	}
+	for part := range slices.Chunk(p, lentPiece) {
+		u.sum = u.sum.Add(part)
+		if err := u.writeOut(part); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // spill writes the buffer out.
 func (u *Upload) spill() error {
+	buf := u.buf
+	data := buf[:u.buffered]
+	u.buf, u.buffered = nil, 0
+	err := u.writeOut(data)
+	if err == nil {
+		u.v.buffers.Put(buf)
+	}
+	return err
+}
+
+// writeOut writes what comes next, up to u.sum.Length.
+func (u *Upload) writeOut(data []byte) error {
 	v := u.v
 	err := u.place.enter(v)
 	if err == nil {
@@ -137,7 +178,7 @@ func (u *Upload) spill() error {
 		u.drop(err)
 		return wrap("write", v.id, u.name, err)
 	}
-	piece := u.take()
+	piece := u.piece(data)
 	file, err := run(context.Background(), v, func(*task) (*staged, error) {
 		return piece.write(v)
 	}, func(s *staged) { v.undone(s.discard()) }, nil)
@@ -146,28 +187,28 @@ func (u *Upload) spill() error {
 		u.place.leave()
 		return wrap("write", v.id, u.name, err)
 	}
-	v.buffers.Put(piece.buf)
 	return nil
 }
 
 // piece is a part of an upload to be written, with all that the task that does
 // so needs: its upload may be gone meanwhile.
 type piece struct {
-	name     string
-	file     *staged
-	buf      *[bufferSize]byte
-	n        int
-	sum      Sum // of everything up to the piece's end
-	writeOut bool
+	name  string
+	file  *staged
+	data  []byte
+	off   int64
+	begun int64 // from where on the kernel is to begin to write, up to the piece's end; below 0: it need not
 }
 
-// take moves what the upload has into a piece.
-func (u *Upload) take() piece {
-	p := piece{
-		name: u.name, file: u.file, buf: u.buf, n: u.buffered, sum: u.sum,
-		writeOut: u.v.o.Durability != DurabilityNone && !u.volatile,
+// piece moves what the upload has into a piece with the bytes that come next, up
+// to u.sum.Length.
+func (u *Upload) piece(data []byte) piece {
+	end := u.sum.Length
+	p := piece{name: u.name, file: u.file, data: data, off: end - int64(len(data)), begun: -1}
+	if u.v.o.Durability != DurabilityNone && !u.volatile && end-u.begun >= writeOutStep {
+		p.begun, u.begun = u.begun, end
 	}
-	u.file, u.buf, u.buffered = nil, nil, 0
+	u.file = nil
 	return p
 }
 
@@ -181,13 +222,12 @@ func (p piece) write(v *Volume) (*staged, error) {
 			return nil, err
 		}
 	}
-	if p.n == 0 {
+	if len(p.data) == 0 {
 		return s, nil
 	}
-	off := p.sum.Length - int64(p.n)
-	_, err := s.h.WriteAt(p.buf[:p.n], off)
-	if err == nil && p.writeOut && p.sum.Length%writeOutStep == 0 {
-		err = s.h.WriteOut(p.sum.Length-writeOutStep, writeOutStep)
+	_, err := s.h.WriteAt(p.data, p.off)
+	if err == nil && p.begun >= 0 {
+		err = s.h.WriteOut(p.begun, p.off+int64(len(p.data))-p.begun)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.discard())
@@ -245,9 +285,15 @@ func (u *Upload) Commit(ctx context.Context) error {
 		unlock()
 		return wrap("commit", v.id, u.name, err)
 	}
-	last := u.take()
+	buf, sum := u.buf, u.sum
+	var data []byte
+	if buf != nil {
+		data = buf[:u.buffered]
+	}
+	u.buf, u.buffered = nil, 0
+	last := u.piece(data)
 	l := landing{
-		v: v, name: u.name, sum: &last.sum,
+		v: v, name: u.name, sum: &sum,
 		durable: v.o.Durability == DurabilityFsync && !u.volatile,
 	}
 	if u.volatile {
@@ -266,8 +312,8 @@ func (u *Upload) Commit(ctx context.Context) error {
 			v.undone(ignoreMissing(v.root.Unlink(l.name)))
 		}
 	}, unlock)
-	if err == nil && last.buf != nil {
-		v.buffers.Put(last.buf)
+	if err == nil && buf != nil {
+		v.buffers.Put(buf)
 	}
 	return wrap("commit", v.id, u.name, err)
 }

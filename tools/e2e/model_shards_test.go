@@ -98,11 +98,11 @@ func (w *world) shardsInPlace(at location, s state, hosts map[*simHost]int, have
 func (w *world) encode(h erasure.Header, body []byte) [][]byte {
 	w.rt.Helper()
 	shards := make([][]byte, h.Shards())
-	w.must(0, w.codec.Encode(context.Background(), h, bytes.NewReader(body), func(parts [][]byte, done func()) error {
+	w.must(0, w.codec.Encode(context.Background(), h, erasure.From(bytes.NewReader(body)), func(parts [][]byte, done func(bool)) error {
 		for i, part := range parts {
 			shards[i] = append(shards[i], part...)
 		}
-		done()
+		done(true)
 		return nil
 	}))
 	for i := range shards {

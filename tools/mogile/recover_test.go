@@ -25,11 +25,11 @@ func shardsOf(t *testing.T, dir string, encoding uint64, content []byte) (names 
 		Digest: protocol.Checksum{Type: protocol.HashMD5, Sum: sum[:]},
 	}
 	shards := make([]bytes.Buffer, h.Shards())
-	err := erasure.New(erasure.Options{}).Encode(t.Context(), h, bytes.NewReader(content), func(parts [][]byte, done func()) error {
+	err := erasure.New(erasure.Options{}).Encode(t.Context(), h, erasure.From(bytes.NewReader(content)), func(parts [][]byte, done func(bool)) error {
 		for i, p := range parts {
 			shards[i].Write(p)
 		}
-		done()
+		done(true)
 		return nil
 	})
 	if err != nil {
