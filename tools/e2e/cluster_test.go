@@ -258,7 +258,8 @@ type Cluster struct {
 	Addrs    []string // of the trackers
 	Status   []string // of the trackers' status ports
 	Hosts    []*Host
-	Port     int // HTTP port of the storage hosts; the side channel is on the next
+	Port     int    // HTTP port of the storage hosts; the side channel is on the next
+	KeyFile  string // of the cluster key, where it has one
 	Client   *protocol.Client
 }
 
@@ -326,6 +327,7 @@ func StartCluster(t testing.TB, s Spec) *Cluster {
 		if err := os.WriteFile(key, fmt.Appendf(nil, "%x\n", randomBytes(32)), 0o600); err != nil {
 			t.Fatal(err)
 		}
+		c.KeyFile = key
 		s.HostArgs = append(slices.Clone(s.HostArgs), "--cluster-key-file", key)
 		s.TrackerArgs = append(slices.Clone(s.TrackerArgs), "--cluster-key-file", key)
 	}
