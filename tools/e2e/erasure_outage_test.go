@@ -70,16 +70,18 @@ func TestShardsOutliveTrackers(t *testing.T) {
 	for _, h := range c.Hosts[:3] {
 		h.Start()
 	}
+	for _, h := range c.Hosts[:3] {
+		within(t, time.Minute, h.Name+" serves", func() error {
+			_, err := fetch("http://" + h.Status + "/metrics")
+			return err
+		})
+	}
 	for key, body := range files {
 		for _, dev := range on[key] {
 			if slices.Contains(lost, dev) {
 				continue
 			}
 			url := c.url(fids[key], dev)
-			within(t, time.Minute, "the daemon of "+url+" serves", func() error {
-				_, err := fetch("http://" + c.hostOf(dev).Status + "/metrics")
-				return err
-			})
 			if got, err := fetch(url); err != nil || !bytes.Equal(got, body) {
 				t.Errorf("%s: %s: %d other bytes, want %d: %v", key, url, len(got), len(body), err)
 			}
