@@ -46,7 +46,7 @@ func (p *plane) putShard(ctx context.Context, r *request, t target, fid protocol
 	case err != nil:
 		return failed(err)
 	}
-	up, err := v.Create(ctx, t.name)
+	up, err := v.CreateSumless(ctx, t.name)
 	if err != nil {
 		return failed(err)
 	}

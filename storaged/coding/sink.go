@@ -44,7 +44,7 @@ func (c *Coding) open(ctx context.Context, to protocol.Peer, shard protocol.Shar
 	}
 	var up *volume.Upload
 	if err = Vacant(ctx, v, shard); err == nil {
-		up, err = v.Create(ctx, name)
+		up, err = v.CreateSumless(ctx, name)
 	}
 	if err != nil {
 		end()

@@ -33,6 +33,9 @@ const (
 	refusalTime = time.Second
 	// permitLife is for how long the order is good that a shard is uploaded with.
 	permitLife = time.Minute
+	// smallShard is up to how many bytes a shard is sent at once: to ask before
+	// whether it is wanted would cost more.
+	smallShard = 64 << 10
 )
 
 // uploads sends shards to other storage daemons. HTTP's bodies are pulled out of
@@ -64,7 +67,8 @@ type upload struct {
 	addr string
 	to   protocol.Peer
 	path string
-	left int64 // bytes of the shard that were not written
+	left int64  // bytes of the shard that were not written
+	held []byte // what is sent with the last of them
 	stop func() bool
 	err  error // of the connection, or why it is over
 }
@@ -157,15 +161,19 @@ func (u *uploads) begin(ctx context.Context, to protocol.Peer, shard protocol.Sh
 	}
 	up := &upload{ctx: ctx, from: u, addr: addr, to: to, path: "/" + shard.FID.ShardPath(shard.Dev), left: size}
 	order := protocol.NewOrder(protocol.VerbShard, u.now(), permitLife, shard.Args())
-	head := "PUT " + up.path + " HTTP/1.1\r\nHost: " + host + "\r\nContent-Length: " + strconv.FormatInt(size, 10) +
-		"\r\nExpect: 100-continue\r\n" + protocol.OrderHeader + ": " + order.Header(u.key) + "\r\n\r\n"
+	head := "PUT " + up.path + " HTTP/1.1\r\nHost: " + host + "\r\nContent-Length: " + strconv.FormatInt(size, 10) + "\r\n" +
+		protocol.OrderHeader + ": " + order.Header(u.key) + "\r\n"
 	conn, err := u.connect(ctx, addr)
 	if err != nil {
 		return nil, fmt.Errorf("PUT %s%s: %w", to.URL, up.path, err)
 	}
 	up.conn, up.in = conn, bufio.NewReaderSize(conn, maxAnswer)
 	up.stop = context.AfterFunc(ctx, func() { _ = conn.Close() }) // not a deadline: the next write would set another
-	if err := up.send(func() error { _, err := io.WriteString(conn, head); return err }); err != nil {
+	if size <= smallShard {
+		up.held = append(make([]byte, 0, len(head)+2+int(size)), head+"\r\n"...)
+		return up, nil
+	}
+	if err := up.write([]byte(head + "Expect: 100-continue\r\n\r\n")); err != nil {
 		up.Abort()
 		return nil, err
 	}
@@ -180,14 +188,14 @@ func (u *uploads) begin(ctx context.Context, to protocol.Peer, shard protocol.Sh
 	return up, nil
 }
 
-// send writes to the connection within the peer's time.
-func (u *upload) send(write func() error) error {
+// write writes to the connection within the peer's time.
+func (u *upload) write(p []byte) error {
 	if u.err != nil {
 		return u.err
 	}
 	err := u.conn.SetWriteDeadline(time.Now().Add(u.from.timeout))
 	if err == nil {
-		err = write()
+		_, err = u.conn.Write(p)
 	}
 	if err == nil {
 		return nil
@@ -210,7 +218,14 @@ func (u *upload) Context() context.Context { return u.ctx }
 // Write sends the next part of the shard.
 func (u *upload) Write(p []byte) error {
 	u.left -= int64(len(p))
-	return u.send(func() error { _, err := u.conn.Write(p); return err })
+	if u.held == nil {
+		return u.write(p)
+	}
+	u.held = append(u.held, p...)
+	if u.left > 0 {
+		return nil
+	}
+	return u.write(u.held)
 }
 
 // Errors of uploads.

@@ -27,6 +27,7 @@ type Upload struct {
 	sum      Sum
 	begun    int64 // up to where the kernel was told to write
 	volatile bool
+	sumless  bool // sum has the length alone, and is not stored
 	place    place
 	err      error // why it failed, or that it is over
 }
@@ -98,10 +99,21 @@ func (v *Volume) Create(ctx context.Context, name string) (*Upload, error) {
 	return &Upload{v: v, name: name}, nil
 }
 
+// CreateSumless is Create for content that brings sums of its own: none is
+// computed, and none stored.
+func (v *Volume) CreateSumless(ctx context.Context, name string) (*Upload, error) {
+	u, err := v.Create(ctx, name)
+	if err == nil {
+		u.sumless = true
+	}
+	return u, err
+}
+
 // Size is how many bytes were written.
 func (u *Upload) Size() int64 { return u.sum.Length }
 
-// Sum is that of what was written so far.
+// Sum is that of what was written so far, for [Volume.CreateSumless] its length
+// alone.
 func (u *Upload) Sum() Sum { return u.sum }
 
 // Write takes p. It waits for a hanging disk for StuckAfter at most. After an
@@ -116,7 +128,7 @@ func (u *Upload) Write(p []byte) (int, error) {
 			u.buf = u.v.buffers.Get().(*[bufferSize]byte)
 		}
 		n := copy(u.buf[u.buffered:], p[total:])
-		u.sum = u.sum.Add(u.buf[u.buffered : u.buffered+n])
+		u.add(u.buf[u.buffered : u.buffered+n])
 		u.buffered += n
 		total += n
 		if u.buffered == bufferSize {
@@ -126,6 +138,14 @@ func (u *Upload) Write(p []byte) (int, error) {
 		}
 	}
 	return total, nil
+}
+
+func (u *Upload) add(p []byte) {
+	if u.sumless {
+		u.sum.Length += int64(len(p))
+	} else {
+		u.sum = u.sum.Add(p)
+	}
 }
 
 // lentPiece is how many bytes WriteLent has written in one operation.
@@ -147,7 +167,7 @@ func (u *Upload) WriteLent(p []byte) error {
 		}
 	}
 	for part := range slices.Chunk(p, lentPiece) {
-		u.sum = u.sum.Add(part)
+		u.add(part)
 		if err := u.writeOut(part); err != nil {
 			return err
 		}
@@ -296,7 +316,7 @@ func (u *Upload) Commit(ctx context.Context) error {
 		v: v, name: u.name, sum: &sum,
 		durable: v.o.Durability == DurabilityFsync && !u.volatile,
 	}
-	if u.volatile {
+	if u.volatile || u.sumless {
 		l.sum = nil
 	}
 	u.err = os.ErrClosed
