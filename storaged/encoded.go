@@ -327,7 +327,7 @@ func (p places) Open(ctx context.Context, dev protocol.DevID, off, n int64) (io.
 			return nil, err
 		}
 		ctx, cancel := context.WithCancel(ctx)
-		return &ownShard{File: f, ctx: ctx, cancel: cancel, off: off, left: n}, nil
+		return &ownShard{File: f, ctx: ctx, cancel: cancel, off: off, left: min(n, max(f.Size()-off, 0))}, nil
 	}
 	url, ok := p.e.peers.URL(dev)
 	if !ok {
@@ -354,13 +354,12 @@ func (s *ownShard) Read(p []byte) (int, error) {
 	if s.left == 0 {
 		return 0, io.EOF
 	}
-	n, err := s.ReadSome(s.ctx, p[:min(int64(len(p)), s.left)], s.off)
-	s.off += int64(n)
-	s.left -= int64(n)
-	if n > 0 && err == io.EOF {
-		err = nil
+	p = p[:min(int64(len(p)), s.left)]
+	if err := s.ReadParts(s.ctx, [][]byte{p}, s.off); err != nil {
+		return 0, err
 	}
-	return n, err
+	s.off, s.left = s.off+int64(len(p)), s.left-int64(len(p))
+	return len(p), nil
 }
 
 // Close implements io.Closer.

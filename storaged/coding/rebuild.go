@@ -191,7 +191,8 @@ type eof struct{}
 // Read implements io.Reader.
 func (eof) Read([]byte) (int, error) { return 0, io.EOF }
 
-// section is a part of a file on a device of this daemon.
+// section is a part of a file on a device of this daemon. Its end is not behind
+// the file's.
 type section struct {
 	ctx  context.Context
 	file *volume.File
@@ -204,12 +205,12 @@ func (s *section) Read(p []byte) (int, error) {
 	if s.left == 0 {
 		return 0, io.EOF
 	}
-	n, err := s.file.ReadSome(s.ctx, p[:min(int64(len(p)), s.left)], s.off)
-	s.off, s.left = s.off+int64(n), s.left-int64(n)
-	if n > 0 {
-		err = nil // it comes again
+	p = p[:min(int64(len(p)), s.left)]
+	if err := s.file.ReadParts(s.ctx, [][]byte{p}, s.off); err != nil {
+		return 0, err
 	}
-	return n, err
+	s.off, s.left = s.off+int64(len(p)), s.left-int64(len(p))
+	return len(p), nil
 }
 
 // Close implements io.Closer.

@@ -34,7 +34,8 @@ type Places interface {
 	// Open reads n bytes, at least one, from off of the shard that a device has, or
 	// fewer where it ends before. fs.ErrNotExist says that it has none. Close is
 	// called once, maybe while Read waits in another goroutine, which then returns.
-	// The reading ends with ctx, too.
+	// The reading ends with ctx, too. What Read was to read into when it failed is lent
+	// for good: a disk that hangs may come back and write there.
 	Open(ctx context.Context, dev protocol.DevID, off, n int64) (io.ReadCloser, error)
 	// Near reports whether a device is cheaper to read from than others.
 	Near(dev protocol.DevID) bool

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/klauspost/reedsolomon"
@@ -42,11 +43,15 @@ type shards struct {
 	cancel  context.CancelFunc
 	readers sync.WaitGroup
 	news    chan struct{} // holds an element when a reader has a result
+	only    atomic.Int32  // which shard's results are waited for; anyShard
 
 	stripe  int64 // that blocks are handed out of
 	own     []shard
 	located bool // the sisters were asked where shards are
 }
+
+// anyShard says that the results of each are waited for.
+const anyShard = -1
 
 // spare is the memory of one that reads when there is little: blocks are read one
 // at a time, when they are asked for, and all of a stripe only where one has to be
@@ -167,7 +172,7 @@ func (s *shards) start(i int, from, to int64) {
 				s.c.put(r.block)
 				return false
 			default: // who waits must hear that there is something to fetch
-				s.tell()
+				s.tell(i)
 				select {
 				case f.results <- r:
 				case <-ctx.Done():
@@ -175,7 +180,7 @@ func (s *shards) start(i int, from, to int64) {
 					return false
 				}
 			}
-			s.tell()
+			s.tell(i)
 			return true
 		}
 		body, err := s.r.Places.Open(ctx, dev, s.l.Offset(from), s.l.Offset(to)-s.l.Offset(from))
@@ -224,8 +229,11 @@ func (s *shards) opens(i int) bool {
 	return false
 }
 
-// tell wakes who waits for results.
-func (s *shards) tell() {
+// tell wakes who waits for results of shard i.
+func (s *shards) tell(i int) {
+	if only := s.only.Load(); only != anyShard && only != int32(i) {
+		return
+	}
 	select {
 	case s.news <- struct{}{}:
 	default:
@@ -238,8 +246,7 @@ func (s *shards) read(body io.Reader, seed uint32, from, to int64, may func(int6
 	for n := from; n < to && may(n); n++ {
 		size := s.l.BlockLen(n)
 		block := s.c.get(size + SumSize)
-		if _, err := io.ReadFull(body, block.b); err != nil {
-			s.c.put(block)
+		if _, err := io.ReadFull(body, block.b); err != nil { // and keeps the block
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}
@@ -434,11 +441,20 @@ func (s *shards) another() bool {
 // valid until advance.
 func (s *shards) block(i int) ([]byte, error) {
 	var timer *time.Timer
+	o := &s.own[i]
 	for {
+		alone := o.comes(s.stripe) && !o.reader.late
+		if alone {
+			s.only.Store(int32(i)) // before collect: what comes from now on is told
+		} else {
+			s.only.Store(anyShard)
+		}
 		s.collect()
-		o := &s.own[i]
 		if o.block != nil {
 			return o.block.b, nil
+		}
+		if alone && !o.comes(s.stripe) {
+			continue
 		}
 		if s.ask(i); !o.comes(s.stripe) || o.reader.late {
 			if err := s.enlarge(); err != nil {

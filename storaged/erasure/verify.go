@@ -16,7 +16,8 @@ type State struct {
 
 // Verify reads a shard of size bytes from its beginning, and compares each block
 // with its sum. progress is told of bytes that were read and may wait, or end it
-// by an error. Errors match ErrHeader, or are those of r and progress.
+// by an error. Errors match ErrHeader, or are those of r and progress. What r was
+// to read into when it failed is lent for good, as to those of [Places].
 func (c *Codec) Verify(r io.Reader, size int64, progress func(n int) error) (State, error) {
 	head := make([]byte, HeaderSize)
 	n, err := io.ReadFull(r, head)
@@ -31,7 +32,7 @@ func (c *Codec) Verify(r io.Reader, size int64, progress func(n int) error) (Sta
 	seed := h.seed()
 	st := State{Header: h, Sized: size == l.ShardSize(), Blocks: l.Stripes()}
 	buf := c.get(max(l.widest(), 1))
-	defer c.put(buf)
+	defer func() { c.put(buf) }()
 	for s := range st.Blocks {
 		block := buf.b[:l.BlockLen(s)+SumSize]
 		switch n, err := io.ReadFull(r, block); err {
@@ -40,6 +41,7 @@ func (c *Codec) Verify(r io.Reader, size int64, progress func(n int) error) (Sta
 			st.Bad += st.Blocks - s
 			return st, nil
 		default:
+			buf = nil
 			return st, fmt.Errorf("block %d, at %d: %w", s, l.Offset(s)+int64(n), err)
 		}
 		end := len(block) - SumSize
