@@ -77,44 +77,6 @@ type zeroes struct{}
 
 func (zeroes) Read(p []byte) (int, error) { return len(p), nil }
 
-// BenchmarkUpload is the yardstick of BenchmarkEncode: uploads of one and a half
-// times the bytes in as many streams to the same devices.
-func BenchmarkUpload(b *testing.B) {
-	for _, size := range codingSizes {
-		b.Run(sizeName(size), func(b *testing.B) {
-			g := benchGroup(b)
-			tr := &http.Transport{MaxIdleConnsPerHost: 256, WriteBufferSize: 64 << 10}
-			defer tr.CloseIdleConnections()
-			part := size / 6
-			b.SetBytes(size)
-			b.ResetTimer()
-			each(b.N, atOnce(size), func(i int) {
-				var all sync.WaitGroup
-				for _, dev := range nineDevs {
-					all.Go(func() {
-						req, err := http.NewRequestWithContext(context.Background(), http.MethodPut, g.url(dev)+"/"+protocol.FID(i%64+1).Path(dev), io.LimitReader(zeroes{}, part))
-						if err != nil {
-							b.Error(err)
-							return
-						}
-						req.ContentLength = part
-						res, err := tr.RoundTrip(req)
-						if err != nil {
-							b.Error(err)
-							return
-						}
-						res.Body.Close()
-						if res.StatusCode != 201 {
-							b.Error(res.Status)
-						}
-					})
-				}
-				all.Wait()
-			})
-		})
-	}
-}
-
 // encodeBench makes shards of file i, which is on a device.
 func encodeBench(g *group, size int64, i int) {
 	fid := protocol.FID(i%64 + 1)
@@ -129,21 +91,6 @@ func encodeBench(g *group, size int64, i int) {
 
 // benchBlock is the usual size of blocks.
 const benchBlock = 128 << 10
-
-// BenchmarkEncode makes six shards of data and three of parity of each file.
-func BenchmarkEncode(b *testing.B) {
-	for _, size := range codingSizes {
-		b.Run(sizeName(size), func(b *testing.B) {
-			g := benchGroup(b)
-			for i := range min(64, b.N) {
-				g.putBench(protocol.FID(i+1), 1, size)
-			}
-			b.SetBytes(size)
-			b.ResetTimer()
-			each(b.N, atOnce(size), func(i int) { encodeBench(g, size, i) })
-		})
-	}
-}
 
 // putBench puts a file on a device.
 func (g *group) putBench(fid protocol.FID, dev protocol.DevID, size int64) {
