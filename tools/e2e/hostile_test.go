@@ -325,14 +325,17 @@ func garbageHTTP(conn net.Conn, rng *rand.Rand) error {
 }
 
 // residentMiB is the memory that a process holds.
-func residentMiB(t testing.TB, p *Process) int {
+func residentMiB(t testing.TB, p *Process) int { return statusMiB(t, p, "VmRSS:") }
+
+// statusMiB is a size that the system knows of a process.
+func statusMiB(t testing.TB, p *Process, field string) int {
 	t.Helper()
 	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(p.cmd.Process.Pid), "status"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(line, field); ok {
 			kib, err := strconv.Atoi(strings.Fields(rest)[0])
 			if err != nil {
 				t.Fatal(err)
@@ -340,6 +343,6 @@ func residentMiB(t testing.TB, p *Process) int {
 			return kib >> 10
 		}
 	}
-	t.Fatal("no VmRSS")
+	t.Fatalf("no %s", field)
 	return 0
 }
