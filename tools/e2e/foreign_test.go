@@ -218,6 +218,18 @@ func (n *Nginx) requests(parts ...string) []string {
 	return found
 }
 
+// asked waits until nginx's log has such a line: nginx writes it after it has
+// replied.
+func (n *Nginx) asked(t testing.TB, parts ...string) {
+	t.Helper()
+	within(t, 10*time.Second, "nginx is asked", func() error {
+		if len(n.requests(parts...)) == 0 {
+			return fmt.Errorf("no line with %q", parts)
+		}
+		return nil
+	})
+}
+
 // upload is an upload that is open on a host that was asked for.
 type upload struct{ key, fid, dev, path string }
 
@@ -309,15 +321,18 @@ func TestNginxStorage(t *testing.T) {
 			for _, key := range []string{"summed/to/3", "sha/to/4"} {
 				for _, p := range c.WaitPolicy(key, 3) {
 					if strings.Contains(p, addr) {
-						lines := n.requests(pathOf(p))
-						for len(lines) > 0 && !strings.HasPrefix(lines[0], "PUT") { // a first try that failed was cleared away
-							lines = lines[1:]
-						}
-						if len(lines) < 3 ||
-							!slices.ContainsFunc(lines[1:], func(l string) bool { return strings.HasPrefix(l, "HEAD") }) ||
-							!slices.ContainsFunc(lines[1:], func(l string) bool { return strings.HasPrefix(l, "GET") }) {
-							t.Errorf("%s: %q", key, lines)
-						}
+						within(t, 10*time.Second, "nginx is asked for what it was given", func() error {
+							lines := n.requests(pathOf(p))
+							for len(lines) > 0 && !strings.HasPrefix(lines[0], "PUT") { // a first try that failed was cleared away
+								lines = lines[1:]
+							}
+							if len(lines) < 3 ||
+								!slices.ContainsFunc(lines[1:], func(l string) bool { return strings.HasPrefix(l, "HEAD") }) ||
+								!slices.ContainsFunc(lines[1:], func(l string) bool { return strings.HasPrefix(l, "GET") }) {
+								return fmt.Errorf("%s: %q", key, lines)
+							}
+							return nil
+						})
 					}
 				}
 			}
@@ -343,9 +358,7 @@ func TestNginxStorage(t *testing.T) {
 					!strings.Contains(err.Error(), "(missing)") {
 					t.Errorf("nothing was put: %v", err)
 				}
-				if len(n.requests("HEAD "+pathOf(u.path)+" 404")) == 0 {
-					t.Error("nginx was not asked")
-				}
+				n.asked(t, "HEAD "+pathOf(u.path)+" 404")
 			})
 			t.Run("checksumverify", func(t *testing.T) {
 				sum := md5.Sum([]byte("hello world"))
@@ -360,9 +373,7 @@ func TestNginxStorage(t *testing.T) {
 					if right && err != nil || !right && (err == nil || !strings.Contains(err.Error(), "checksum_mismatch")) {
 						t.Errorf("right %v: %v", right, err)
 					}
-					if len(n.requests("GET "+pathOf(u.path)+" 200")) == 0 {
-						t.Error("nginx was not asked")
-					}
+					n.asked(t, "GET "+pathOf(u.path)+" 200")
 				}
 			})
 			t.Run("overwrite and delete", func(t *testing.T) {
