@@ -60,6 +60,14 @@ type LocatedFile struct {
 	Devices []protocol.DevID
 }
 
+// Inspected is all that decides what a file needs.
+type Inspected struct {
+	LocatedFile
+	Encoding *Encoding         // nil where the file is kept in copies
+	Checksum protocol.Checksum // zero where none is recorded
+	Pending  []protocol.DevID  // devices with an entry in copy_to_delete
+}
+
 // Files are keys and what they name.
 type Files interface {
 	FileFinder
@@ -154,6 +162,10 @@ type Locations interface {
 	// PendingDeletions lists the devices of each fid that have an entry in
 	// copy_to_delete: placement avoids them.
 	PendingDeletions(ctx context.Context, fids []protocol.FID) (map[protocol.FID][]protocol.DevID, error)
+	// Inspect reads of each fid that has a file row, in no order, all that
+	// decides what the file needs. What waits to be deleted is read no earlier
+	// than the locations.
+	Inspect(ctx context.Context, fids []protocol.FID) ([]Inspected, error)
 }
 
 // Queues are leases on rows of work. Claims take disjoint rows, however many

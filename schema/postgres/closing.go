@@ -107,6 +107,11 @@ type closeArrays struct {
 	triedFIDs, triedDevs                 []int64 // pairs
 }
 
+// plain reports whether there is neither a checksum nor another device.
+func (a *closeArrays) plain() bool {
+	return len(a.triedFIDs) == 0 && !slices.ContainsFunc(a.hashes, func(h int16) bool { return h != 0 })
+}
+
 func arraysOf(calls []schema.Close) closeArrays {
 	var a closeArrays
 	for _, c := range calls {
@@ -133,12 +138,13 @@ func (s *Store) closeAll(ctx context.Context, calls []schema.Close, outcomes []e
 		return cmp.Or(cmp.Compare(x.DMID, y.DMID), cmp.Compare(x.Key, y.Key))
 	})
 	a := arraysOf(sorted)
-	return s.pipeline(ctx, begin, func(b *pgx.Batch) {
-		b.Queue(durable)
-		b.Queue(setLockTimeout, wait.String())
-		b.Queue(shareDomains, domainSpace, a.used)
-		b.Queue(closeNew, s.offset(), a.fids, a.dmids, a.keys, a.lengths, a.classes, a.devids, a.hashes, a.sums,
-			a.triedFIDs, a.triedDevs).QueryRow(func(row pgx.Row) error {
+	return s.pipeline(ctx, implicit, func(b *pgx.Batch) {
+		b.Queue(beginCloses, wait.String(), domainSpace, a.used)
+		sql, args := closeNewPlain, []any{s.offset(), a.fids, a.dmids, a.keys, a.lengths, a.classes, a.devids}
+		if !a.plain() {
+			sql, args = closeNew, append(args, a.hashes, a.sums, a.triedFIDs, a.triedDevs)
+		}
+		b.Queue(sql, args...).QueryRow(func(row pgx.Row) error {
 			var d closeDecision
 			err := d.scan(row)
 			for fid, i := range at {
@@ -236,22 +242,37 @@ const lockKeyRow = `SELECT fid FROM file WHERE dmid = $1 AND dkey COLLATE "C" = 
 const (
 	setLockTimeout = `SELECT set_config('lock_timeout', $1, true)`
 
+	// beginCloses is durable, setLockTimeout and shareDomains in one.
+	beginCloses = `SELECT set_config('lock_timeout', $1, true),
+		CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', true) END,
+		(SELECT count(pg_advisory_xact_lock_shared($2, d)) FROM unnest($3::int2[]) d)`
+
 	shareDomains = `SELECT pg_advisory_xact_lock_shared($1, d) FROM unnest($2::int2[]) d`
 
-	closeNew = `WITH c AS MATERIALIZED (SELECT c.*, EXISTS (SELECT FROM domain d WHERE d.dmid = c.dmid) AS known,
+	// closeNew is all of step 1; closeNewPlain is for uploads without checksums of
+	// which no other device was tried, as most are. It has no use for $1, the clock's
+	// offset, which every statement of its kind has first.
+	closeNew = closeOf + `, $8::int2[], $9::bytea[]) c (fid, dmid, dkey, length, classid, devid, hashtype, sum)),` + closeInserts + `
+		stray AS (INSERT INTO copy_to_delete (fid, devid, what, nexttry) SELECT DISTINCT t.fid, t.devid, 'fid', ` + now + `
+			FROM unnest($10::int8[], $11::int8[]) t (fid, devid) JOIN gone ON gone.fid = t.fid` + copyDueAgain + `),
+		summed AS (INSERT INTO checksum (fid, hashtype, checksum) SELECT fid, hashtype, sum FROM gone WHERE hashtype <> 0
+			ON CONFLICT (fid) DO UPDATE SET hashtype = EXCLUDED.hashtype, checksum = EXCLUDED.checksum),` + closeAnswer
+
+	closeNewPlain = closeOf + `) c (fid, dmid, dkey, length, classid, devid) WHERE $1::int8 IS NOT NULL),` + closeInserts + closeAnswer
+
+	closeOf = `WITH c AS MATERIALIZED (SELECT c.*, EXISTS (SELECT FROM domain d WHERE d.dmid = c.dmid) AS known,
 				c.classid = 0 OR EXISTS (SELECT FROM class k WHERE k.dmid = c.dmid AND k.classid = c.classid) AS classed
-			FROM unnest($2::int8[], $3::int2[], $4::text[], $5::int8[], $6::int2[], $7::int2[], $8::int2[], $9::bytea[])
-			c (fid, dmid, dkey, length, classid, devid, hashtype, sum)),
+			FROM unnest($2::int8[], $3::int2[], $4::text[], $5::int8[], $6::int2[], $7::int2[]`
+
+	closeInserts = `
 		gone AS (DELETE FROM tempfile t USING c WHERE t.fid = c.fid AND c.known AND c.classed RETURNING c.*),
 		fresh AS (INSERT INTO file (fid, dmid, dkey, length, classid, devcount)
 			SELECT fid, dmid, dkey, length, classid, 1 FROM gone ORDER BY dmid, dkey
 			ON CONFLICT (dmid, dkey) DO NOTHING RETURNING fid),
 		located AS (INSERT INTO file_on (fid, devid) SELECT fid, devid FROM gone ON CONFLICT DO NOTHING),
-		kept AS (DELETE FROM copy_to_delete d USING gone WHERE d.fid = gone.fid AND d.devid = gone.devid AND d.what = 'fid'),
-		stray AS (INSERT INTO copy_to_delete (fid, devid, what, nexttry) SELECT DISTINCT t.fid, t.devid, 'fid', ` + now + `
-			FROM unnest($10::int8[], $11::int8[]) t (fid, devid) JOIN gone ON gone.fid = t.fid` + copyDueAgain + `),
-		summed AS (INSERT INTO checksum (fid, hashtype, checksum) SELECT fid, hashtype, sum FROM gone WHERE hashtype <> 0
-			ON CONFLICT (fid) DO UPDATE SET hashtype = EXCLUDED.hashtype, checksum = EXCLUDED.checksum),
+		kept AS (DELETE FROM copy_to_delete d USING gone WHERE d.fid = gone.fid AND d.devid = gone.devid AND d.what = 'fid'),`
+
+	closeAnswer = `
 		queued AS (INSERT INTO file_to_replicate (fid, nexttry) SELECT fid, 0 FROM gone
 			ON CONFLICT (fid) DO UPDATE SET nexttry = 0)
 		SELECT ARRAY(SELECT fid FROM c WHERE NOT known), ARRAY(SELECT fid FROM c WHERE NOT classed), ARRAY(SELECT fid FROM gone), set_config('mogile.pending',

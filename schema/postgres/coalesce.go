@@ -11,6 +11,13 @@ import (
 type coalescing[T, R any] struct {
 	batches int // that run at once
 	size    int // calls in a batch, at most
+	// eager has each batch begin as soon as there is a place for it. Otherwise
+	// one runs beside another only where many calls wait, or the other takes
+	// long.
+	eager bool
+	// pace is the shortest time from the beginning of a batch to that of the next
+	// while many call; 0 is none.
+	pace time.Duration
 	// run executes a batch in one transaction and fills in the outcome of each
 	// call. An error means that nothing was done.
 	run func(ctx context.Context, calls []T, outcomes []R) error
@@ -31,8 +38,22 @@ type coalescing[T, R any] struct {
 // may wait for locks that others hold, and must not take up the batches.
 const singles = 8
 
+const (
+	// manyCalls is how many calls are worth a batch beside one that runs. Fewer
+	// wait for it, and then share the next: a batch costs the server, and us,
+	// much more than a call in it.
+	manyCalls = 16
+	// longBatch is how long a batch runs before those that wait are worth one
+	// beside it, however few they are.
+	longBatch = 20 * time.Millisecond
+	// fewCalls is how many calls a batch has at least after which the next begins
+	// no sooner than pace after it began: where so many come at the same time,
+	// more do in a moment.
+	fewCalls = 4
+)
+
 // coalescer collects calls that arrive while others run, and runs them
-// together. A call that finds a batch free starts at once.
+// together. A call that finds none running starts at once.
 type coalescer[T, R any] struct {
 	coalescing[T, R]
 	life context.Context // of the batches; ended after close
@@ -42,6 +63,9 @@ type coalescer[T, R any] struct {
 	waiting []*call[T, R]
 	busy    map[any]struct{} // keys of calls that run
 	running int
+	latest  time.Time // when the batch began that was begun last
+	lastly  int       // how many calls it had
+	paced   bool      // a dispatch is due when its pace is over
 	closed  bool
 
 	single chan struct{} // a place for each single
@@ -103,13 +127,47 @@ func (c *coalescer[T, R]) withdraw(k *call[T, R]) {
 // is held.
 func (c *coalescer[T, R]) dispatch() {
 	for c.running < c.batches && len(c.waiting) > 0 {
+		if !c.eager && c.running > 0 && len(c.waiting) < manyCalls && time.Since(c.latest) < longBatch {
+			return
+		}
+		if c.wait() {
+			return
+		}
 		batch := c.take()
 		if len(batch) == 0 {
 			return
 		}
 		c.running++
+		c.latest, c.lastly = time.Now(), len(batch)
 		c.wg.Go(func() { c.runBatch(batch) })
 	}
+}
+
+// wait reports whether calls are to wait for more, which it sees to; c.mu is held.
+func (c *coalescer[T, R]) wait() bool {
+	if c.pace == 0 || c.closed || c.lastly < fewCalls || len(c.waiting) >= manyCalls {
+		return false
+	}
+	left := c.pace - time.Since(c.latest)
+	if left <= 0 {
+		return false
+	}
+	if !c.paced {
+		c.paced = true
+		c.wg.Go(func() {
+			t := time.NewTimer(left)
+			defer t.Stop()
+			select {
+			case <-t.C:
+			case <-c.life.Done():
+			}
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			c.paced = false
+			c.dispatch()
+		})
+	}
+	return true
 }
 
 // take removes from those that wait the calls of the next batch; c.mu is held.

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -51,7 +52,7 @@ func always(error) bool { return true }
 func TestCoalescerCollectsWhileBatchesRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{release: make(chan struct{})}
-		c := newCoalescer(t.Context(), coalescing[int, int]{batches: 2, size: 3, run: r.run, retry: always})
+		c := newCoalescer(t.Context(), coalescing[int, int]{batches: 2, size: 3, eager: true, run: r.run, retry: always})
 		var wg sync.WaitGroup
 		for i := 1; i <= 7; i++ {
 			wg.Go(func() {
@@ -78,10 +79,94 @@ func TestCoalescerCollectsWhileBatchesRun(t *testing.T) {
 	})
 }
 
+// TestCoalescerWaitsForCompany: while a batch runs, another begins beside it when
+// many calls wait, or the first takes long.
+func TestCoalescerWaitsForCompany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{release: make(chan struct{})}
+		c := newCoalescer(t.Context(), coalescing[int, int]{batches: 3, size: 64, run: r.run, retry: always})
+		var wg sync.WaitGroup
+		begin := func(n int) {
+			wg.Go(func() {
+				if _, err := c.do(t.Context(), n); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		begin(1)
+		for n := range manyCalls - 1 {
+			begin(10 + n)
+		}
+		if got := r.seen(); len(got) != 1 {
+			t.Errorf("batches with fewer than many waiting: %v", got)
+		}
+		begin(100)
+		if got := r.seen(); len(got) != 2 || len(got[1]) != manyCalls {
+			t.Errorf("batches with many waiting: %v", got)
+		}
+		begin(200)
+		if got := r.seen(); len(got) != 2 {
+			t.Errorf("a call began by itself: %v", got)
+		}
+		time.Sleep(longBatch)
+		begin(201)
+		if got := r.seen(); len(got) != 3 || !slices.Equal(got[2], []int{200, 201}) {
+			t.Errorf("batches beside one that takes long: %v", got)
+		}
+		close(r.release)
+		wg.Wait()
+		c.close()
+	})
+}
+
+// TestCoalescerPaces: after a batch of several calls the next waits for more, for a
+// moment; after one of few it begins at once.
+func TestCoalescerPaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := &recorder{release: make(chan struct{})}
+		c := newCoalescer(t.Context(), coalescing[int, int]{batches: 2, size: 64, pace: 10 * time.Millisecond, run: r.run, retry: always})
+		var wg sync.WaitGroup
+		begin := func(n int) {
+			wg.Go(func() {
+				if _, err := c.do(t.Context(), n); err != nil {
+					t.Error(err)
+				}
+			})
+			synctest.Wait()
+		}
+		begin(1)
+		for n := range fewCalls {
+			begin(10 + n)
+		}
+		r.release <- struct{}{}
+		synctest.Wait()
+		if got := r.seen(); len(got) != 2 || len(got[1]) != fewCalls {
+			t.Fatalf("after a batch of one: %v", got)
+		}
+		r.release <- struct{}{}
+		synctest.Wait()
+		begin(20)
+		if got := r.seen(); len(got) != 2 {
+			t.Errorf("after a batch of several, at once: %v", got)
+		}
+		time.Sleep(9 * time.Millisecond)
+		begin(21)
+		time.Sleep(time.Millisecond)
+		synctest.Wait()
+		if got := r.seen(); len(got) != 3 || !slices.Equal(got[2], []int{20, 21}) {
+			t.Errorf("when its pace is over: %v", got)
+		}
+		close(r.release)
+		wg.Wait()
+		c.close()
+	})
+}
+
 func TestCoalescerSeparatesCallsThatShareAKey(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &recorder{release: make(chan struct{})}
-		c := newCoalescer(t.Context(), coalescing[int, int]{batches: 4, size: 8, run: r.run, retry: always,
+		c := newCoalescer(t.Context(), coalescing[int, int]{batches: 4, size: 8, eager: true, run: r.run, retry: always,
 			keys: func(n int) [2]any { return [2]any{n % 10, -n} }})
 		var wg sync.WaitGroup
 		for _, n := range []int{1, 11, 21, 2, 12} {

@@ -143,7 +143,9 @@ func pause(ctx context.Context, d time.Duration) error {
 // be repeated one by one: not where the database is away.
 func (s *Store) retryAlone(err error) bool { return !unavailable(err) || pgconn.SafeToRetry(err) }
 
-// pipeline sends statements as one transaction in one round trip. fill queues
+// pipeline sends statements as one transaction in one round trip, which begins
+// with begin, or, where that is implicit, by itself: what stands between two Sync
+// messages is one transaction, without the cost of two more statements. fill queues
 // them; what it has them do with their results is done before pipeline returns,
 // and holds only if that is nil.
 func (s *Store) pipeline(ctx context.Context, begin string, fill func(b *pgx.Batch)) error {
@@ -153,9 +155,13 @@ func (s *Store) pipeline(ctx context.Context, begin string, fill func(b *pgx.Bat
 	}
 	defer conn.Release()
 	b := new(pgx.Batch)
-	b.Queue(begin)
+	if begin != implicit {
+		b.Queue(begin)
+	}
 	fill(b)
-	b.Queue(`COMMIT`)
+	if begin != implicit {
+		b.Queue(`COMMIT`)
+	}
 	if err = conn.SendBatch(ctx, b).Close(); err == nil {
 		return nil
 	}
@@ -170,12 +176,16 @@ func (s *Store) pipeline(ctx context.Context, begin string, fill func(b *pgx.Bat
 	return err
 }
 
-// begin starts a transaction.
-const begin = `BEGIN`
+// implicit is the transaction that a pipeline has anyway.
+const implicit = ""
 
 // durable makes the transaction's commit wait for the disk, whatever the
 // server's default.
 const durable = `SELECT set_config('synchronous_commit', 'on', true) WHERE current_setting('synchronous_commit') = 'off'`
+
+// notDurable makes the commit not wait for the disk: a crash of the server may undo
+// the transaction, as a whole, for some tenths of a second.
+const notDurable = `SELECT set_config('synchronous_commit', 'off', true)`
 
 // tx runs f in a transaction of several round trips.
 func (s *Store) tx(ctx context.Context, f func(tx pgx.Tx) error) error {

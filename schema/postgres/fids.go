@@ -134,12 +134,6 @@ func (f *fidBlocks) discard() {
 
 func (f *fidBlocks) close() { f.wg.Wait() }
 
-// fidKnown is true of a fid {0} that the database remembers.
-const fidKnown = `(EXISTS (SELECT FROM file x WHERE x.fid = {0}) OR EXISTS (SELECT FROM tempfile x WHERE x.fid = {0})
-	OR EXISTS (SELECT FROM file_on x WHERE x.fid = {0}) OR EXISTS (SELECT FROM file_to_delete2 x WHERE x.fid = {0})
-	OR EXISTS (SELECT FROM file_to_delete x WHERE x.fid = {0}) OR EXISTS (SELECT FROM file_to_delete_later x WHERE x.fid = {0})
-	OR EXISTS (SELECT FROM copy_to_delete x WHERE x.fid = {0}))`
-
 // recordBlock writes who was given fids last. It has a second purpose: a
 // transaction that only advances a sequence need not reach the disk when it
 // commits. The server logs a sequence 32 values ahead, so that an allocation
@@ -153,7 +147,18 @@ const recordBlock = `INSERT INTO mogile_fid_block (slot, top) VALUES ($1, lastva
 // random, so that they do not wait for each other's commit.
 const fidSlots = 64
 
-var drawFIDs = in(`SELECT b.fid, `+fidKnown+` FROM (SELECT nextval('tempfile_fid_seq') AS fid FROM generate_series(1, $1::int) OFFSET 0) b`, "b.fid")
+// drawFIDs draws fids, and finds those that the database remembers among all from
+// the first to the last: each table is asked once, not once for each fid.
+const drawFIDs = `WITH b AS MATERIALIZED (SELECT nextval('tempfile_fid_seq') AS fid FROM generate_series(1, $1::int)),
+	r AS MATERIALIZED (SELECT min(fid) AS first, max(fid) AS last FROM b),
+	known AS MATERIALIZED (SELECT x.fid FROM r JOIN file x ON x.fid BETWEEN r.first AND r.last
+		UNION ALL SELECT x.fid FROM r JOIN tempfile x ON x.fid BETWEEN r.first AND r.last
+		UNION ALL SELECT x.fid FROM r JOIN file_on x ON x.fid BETWEEN r.first AND r.last
+		UNION ALL SELECT x.fid FROM r JOIN file_to_delete x ON x.fid BETWEEN r.first AND r.last
+		UNION ALL SELECT x.fid FROM r JOIN file_to_delete2 x ON x.fid BETWEEN r.first AND r.last
+		UNION ALL SELECT x.fid FROM r JOIN file_to_delete_later x ON x.fid BETWEEN r.first AND r.last
+		UNION ALL SELECT x.fid FROM r JOIN copy_to_delete x ON x.fid BETWEEN r.first AND r.last)
+	SELECT b.fid, b.fid IN (SELECT fid FROM known) FROM b ORDER BY b.fid`
 
 // allocate draws a block of n fids from the sequence, and returns when that is
 // on disk. Fids that the database knows in spite of the sequence are left out.
@@ -182,7 +187,7 @@ func (s *Store) allocate(ctx context.Context, n int) ([]protocol.FID, error) {
 func (s *Store) draw(ctx context.Context, n int) (fids []protocol.FID, known int, origin string, err error) {
 	err = repeat(ctx, func() error {
 		fids, known = make([]protocol.FID, 0, n), 0
-		return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+		return s.pipeline(ctx, implicit, func(b *pgx.Batch) {
 			b.Queue(durable)
 			b.Queue(drawFIDs, n).Query(func(rows pgx.Rows) error {
 				var fid int64

@@ -43,13 +43,7 @@ func (s *Store) findBatch(ctx context.Context, calls []keyName, found []foundFil
 	if err != nil {
 		return err
 	}
-	var at int
-	var f fileRow
-	_, err = pgx.ForEachRow(rows, append([]any{&at}, f.fields()...), func() error {
-		found[at-1] = foundFile{schema.LocatedFile{File: f.file(), Devices: f.devices()}, true}
-		return nil
-	})
-	return err
+	return eachFile(rows, func(at int, f schema.LocatedFile) { found[at-1] = foundFile{f, true} })
 }
 
 // Keys are compared in byte order where they are looked up: a plan made while
@@ -123,16 +117,6 @@ func (s *Store) FilesByFID(ctx context.Context, fids []protocol.FID) ([]schema.L
 // filesByFIDs are files and the callers that asked for them.
 const filesByFIDs = `SELECT q.at, ` + fileColumns + ` FROM unnest($1::int8[], $2::int8[]) q (fid, at) JOIN file f ON f.fid = q.fid`
 
-func scanFiles(rows pgx.Rows, found func(at int, f schema.LocatedFile)) error {
-	var at int
-	var f fileRow
-	_, err := pgx.ForEachRow(rows, append([]any{&at}, f.fields()...), func() error {
-		found(at, schema.LocatedFile{File: f.file(), Devices: f.devices()})
-		return nil
-	})
-	return err
-}
-
 // Checksum is the stored checksum of a fid.
 func (s *Store) Checksum(ctx context.Context, fid protocol.FID) (protocol.Checksum, error) {
 	var sums []storedSum
@@ -195,15 +179,67 @@ func (s *Store) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (pr
 	if schema.CheckKey(key, s.ascii, true) != nil {
 		return 0, protocol.ErrUnknownKey
 	}
-	var fid int64
-	err := s.do(ctx, "delete key", func(ctx context.Context) error {
-		return s.pool.QueryRow(ctx, deleteKey, s.offset(), int16(dmid), key).Scan(&fid)
+	k := keyName{dmid, key}
+	var r removal
+	err := s.do(ctx, "delete key", func(ctx context.Context) (err error) {
+		if r, err = s.removals.do(ctx, k); err == nil && r.again {
+			r, err = s.removeAlone(ctx, k)
+		}
+		return err
 	})
-	if errors.Is(err, pgx.ErrNoRows) {
-		return 0, protocol.ErrUnknownKey
+	if err == nil && r.fid == 0 {
+		err = protocol.ErrUnknownKey
 	}
-	return protocol.FID(fid), err
+	return r.fid, err
 }
+
+// removal is what became of a key that is to be deleted.
+type removal struct {
+	fid   protocol.FID // that it named; 0 where there was none
+	again bool         // it was changed meanwhile, and nothing was done
+}
+
+func (s *Store) removeBatch(ctx context.Context, calls []keyName, done []removal) error {
+	dmids, keys := make([]int16, len(calls)), make([]string, len(calls))
+	for i, c := range calls {
+		dmids[i], keys[i] = int16(c.dmid), c.key
+	}
+	clear(done)
+	return s.pipeline(ctx, implicit, func(b *pgx.Batch) {
+		b.Queue(durable)
+		b.Queue(setLockTimeout, batchLockTimeout.String())
+		b.Queue(deleteKeys, s.offset(), dmids, keys).Query(func(rows pgx.Rows) error {
+			var at int
+			var fid *int64
+			_, err := pgx.ForEachRow(rows, []any{&at, &fid}, func() error {
+				if fid != nil {
+					done[at-1].fid = protocol.FID(*fid)
+				} else {
+					done[at-1].again = true
+				}
+				return nil
+			})
+			return err
+		})
+	})
+}
+
+func (s *Store) removeAlone(ctx context.Context, k keyName) (removal, error) {
+	var fid int64 // stays 0 where there is none
+	err := ignoreNoRows(s.pool.QueryRow(ctx, deleteKey, s.offset(), int16(k.dmid), k.key).Scan(&fid))
+	return removal{fid: protocol.FID(fid)}, err
+}
+
+// deleteKeys deletes keys, which differ, and locks them in the order of closes. A
+// row that was changed after the statement began, and locked as it is now, is not
+// found by the deletion: its fid is null.
+const deleteKeys = `WITH held AS MATERIALIZED (SELECT q.at, f.fid, f.dmid, f.dkey
+			FROM unnest($2::int2[], $3::text[]) WITH ORDINALITY q (dmid, dkey, at)
+			JOIN file f ON f.dmid = q.dmid AND f.dkey COLLATE "C" = q.dkey COLLATE "C" ORDER BY f.dmid, f.dkey FOR UPDATE OF f),
+	gone AS (DELETE FROM file f USING held WHERE f.fid = held.fid AND f.dmid = held.dmid AND f.dkey = held.dkey RETURNING f.fid, held.at),
+	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + pathsForgotten + ` FROM gone ORDER BY fid
+		ON CONFLICT (fid) DO UPDATE SET nexttry = EXCLUDED.nexttry)
+	SELECT held.at, gone.fid FROM held LEFT JOIN gone ON gone.at = held.at`
 
 const deleteKey = `WITH gone AS (DELETE FROM file WHERE dmid = $2 AND dkey COLLATE "C" = $3::text COLLATE "C" RETURNING fid),
 	queued AS (INSERT INTO file_to_delete2 (fid, nexttry) SELECT fid, ` + pathsForgotten + ` FROM gone
@@ -249,7 +285,7 @@ func (s *Store) RenameKey(ctx context.Context, dmid schema.DMID, from, to string
 			}
 			return protocol.ErrUnknownKey
 		}
-		return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+		return s.pipeline(ctx, implicit, func(b *pgx.Batch) {
 			queueRenameLocks(b, dmid, from, to)
 			b.Queue(renameKey, int16(dmid), from, to).Exec(func(tag pgconn.CommandTag) error {
 				if tag.RowsAffected() == 0 {
@@ -272,7 +308,7 @@ func queueRenameLocks(b *pgx.Batch, dmid schema.DMID, from, to string) {
 // RenameKeyIf gives fid another key, if its key is from.
 func (s *Store) RenameKeyIf(ctx context.Context, dmid schema.DMID, from, to string, fid protocol.FID) error {
 	return s.rename(ctx, from, to, func(ctx context.Context) error {
-		return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+		return s.pipeline(ctx, implicit, func(b *pgx.Batch) {
 			queueRenameLocks(b, dmid, from, to)
 			b.Queue(renameKeyIf, int16(dmid), from, to, int64(fid)).QueryRow(func(row pgx.Row) error { return changedIf(row, fid) })
 		})
@@ -332,7 +368,7 @@ func (s *Store) setFileClass(ctx context.Context, fid protocol.FID, class schema
 	return s.do(ctx, fmt.Sprintf("set class of fid %d", fid), func(ctx context.Context) error {
 		var changed, classed bool
 		var named, now *int64
-		err := s.pipeline(ctx, begin, func(b *pgx.Batch) {
+		err := s.pipeline(ctx, implicit, func(b *pgx.Batch) {
 			b.Queue(durable)
 			b.Queue(shareFilesDomain, domainSpace, int64(fid))
 			b.Queue(setFileClass, int64(fid), int16(class), dmid, key).QueryRow(func(row pgx.Row) error {
@@ -385,7 +421,7 @@ func (s *Store) ListKeys(ctx context.Context, dmid schema.DMID, prefix, after st
 		if err != nil {
 			return err
 		}
-		keys, err = pgx.CollectRows(rows, pgx.RowTo[string])
+		keys, err = rawTexts(rows, limit)
 		return err
 	})
 	return keys, err

@@ -165,7 +165,7 @@ func (s *Store) changeAll(ctx context.Context, calls []change, refusals []error,
 		all = append(all, int64(c.fid))
 		of[c.kind].add(c)
 	}
-	return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+	return s.pipeline(ctx, implicit, func(b *pgx.Batch) {
 		b.Queue(durable)
 		b.Queue(setLockTimeout, wait.String())
 		b.Queue(lockFiles, all)
@@ -246,6 +246,54 @@ func (s *Store) devicesOf(ctx context.Context, what string, reads *reader[device
 		return err
 	})
 	return found, err
+}
+
+// Inspect reads all that decides what files need.
+func (s *Store) Inspect(ctx context.Context, fids []protocol.FID) ([]schema.Inspected, error) {
+	var files []schema.Inspected
+	err := s.do(ctx, "inspect files", func(ctx context.Context) (err error) {
+		files, err = s.inspected.read(ctx, fids)
+		return err
+	})
+	return files, err
+}
+
+// inspectFiles are files, all that belongs to them, and the callers that asked.
+const inspectFiles = `SELECT q.at, ` + fileColumns + `, e.k, e.m, e.block, e.encoding, e.epoch, e.devids, c.hashtype, c.checksum,
+		ARRAY(SELECT DISTINCT d.devid::int8 FROM copy_to_delete d WHERE d.fid = f.fid ORDER BY 1)
+	FROM unnest($1::int8[], $2::int8[]) q (fid, at) JOIN file f ON f.fid = q.fid
+	LEFT JOIN ec e ON e.fid = f.fid LEFT JOIN checksum c ON c.fid = f.fid`
+
+func scanInspected(rows pgx.Rows, found func(at int, f schema.Inspected)) error {
+	defer rows.Close()
+	for rows.Next() {
+		var at int
+		var f fileRow
+		var k, m, block, epoch *int
+		var encoding *int64
+		var devids *string
+		var hash *protocol.HashType
+		var sum []byte
+		var pending []int64
+		if err := rows.Scan(append(append([]any{&at}, f.fields()...), &k, &m, &block, &encoding, &epoch, &devids, &hash, &sum, &pending)...); err != nil {
+			return err
+		}
+		i := schema.Inspected{LocatedFile: schema.LocatedFile{File: f.file(), Devices: f.devices()}, Pending: devIDs(pending)}
+		if hash != nil {
+			i.Checksum = protocol.Checksum{Type: *hash, Sum: sum}
+		}
+		if k != nil {
+			r := encodingRow{fid: f.fid, id: *encoding, devids: *devids}
+			r.K, r.M, r.Block, r.Epoch = *k, *m, *block, *epoch
+			e, err := r.encoding()
+			if err != nil {
+				return err
+			}
+			i.Encoding = &e
+		}
+		found(at, i)
+	}
+	return rows.Err()
 }
 
 type deviceOf struct {

@@ -23,6 +23,7 @@ var planned = []struct {
 }{
 	{"find keys", findFiles, "'{1}', '{key 5}'", "AND ((dkey)::text = "},
 	{"delete a key", deleteKey, "0, 1, 'key 5'", "AND ((dkey)::text = "},
+	{"delete keys", deleteKeys, "0, '{1,1}', '{key 5,key 6}'", "AND ((dkey)::text = "},
 	{"lock a key", lockKeyRow, "1, 'key 5'", "AND ((dkey)::text = "},
 	{"lock closed keys", closeLock, "'{1}', '{1}', '{key 5}'", "AND ((dkey)::text = "},
 	{"next files of a sweep", nextFiles, "50000, 90000, 500", "file_pkey"},
@@ -44,7 +45,9 @@ var planned = []struct {
 	{"drop locations", dropLocations, "0, '{5,6}', '{3,3}', '{\"{1,2}\",\"{}\"}', '{bad,fid}'", "file_on_pkey"},
 	{"forget locations", forgetLocations, "'{5,6}', '{3,3}'", "file_on_pkey"},
 	{"files by fids", filesByFIDs, "'{5,6}', '{0,1}'", "file_pkey"},
+	{"inspect files", inspectFiles, "'{5,6}', '{0,1}'", "file_pkey"},
 	{"checksums", storedSums, "'{5,6}', '{0,1}'", "checksum_pkey"},
+	{"uploads", readTempfiles, "'{5,6}', '{0,1}'", "tempfile_pkey"},
 	{"locations", locationsOf, "'{5,6}', '{0,1}'", "file_on_pkey"},
 	{"pending deletions", pendingDeletions, "'{5,6}', '{0,1}'", "copy_to_delete_pkey"},
 	{"announce copies", announceCopies, "0, '{5,6}', '{1,2}', '{fid,fid}', '{60,60}'", ""},

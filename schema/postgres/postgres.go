@@ -59,6 +59,9 @@ const (
 	// findTimeout bounds looking up keys: connections on which nothing comes any
 	// more must not keep those up that come after.
 	findTimeout = 10 * time.Second
+	// writePace is the pace of batches that clients' changes wait for: about what a
+	// commit takes on a disk that is not idle.
+	writePace = 4 * time.Millisecond
 )
 
 // Store is the namespace in a PostgreSQL database.
@@ -73,13 +76,16 @@ type Store struct {
 
 	fids      *fidBlocks
 	tempfiles *coalescer[schema.Tempfile, bool]
+	uploads   *reader[schema.Tempfile]
 	closes    *coalescer[schema.Close, error]
 	guarded   *coalescer[schema.Close, error] // closes that depend on what the key names, one by one
 	finds     *coalescer[keyName, foundFile]
+	removals  *coalescer[keyName, removal]
 	session   *session
 
 	// What workers do.
 	files       *reader[schema.LocatedFile]
+	inspected   *reader[schema.Inspected]
 	sums        *reader[storedSum]
 	located     *reader[deviceOf]
 	encodings   *reader[schema.Encoding]
@@ -135,19 +141,24 @@ func (s *Store) start(ctx context.Context) error {
 	}
 	s.fids = newFIDBlocks(s.life, s.allocate)
 	s.tempfiles = newCoalescer(s.life, coalescing[schema.Tempfile, bool]{
-		batches: 2, size: 64, run: s.insertTempfiles, retry: s.retryAlone,
+		batches: 2, size: 64, pace: writePace, run: s.insertTempfiles, retry: s.retryAlone,
 	})
 	claims := func(c schema.Close) [2]any { return [2]any{keyName{c.DMID, c.Key}, c.FID} }
 	s.closes = newCoalescer(s.life, coalescing[schema.Close, error]{
-		batches: 2, size: 64, run: s.closeBatch, alone: s.closeAlone, retry: s.retryAlone,
+		batches: 2, size: 64, pace: writePace, run: s.closeBatch, alone: s.closeAlone, retry: s.retryAlone,
 		keys: claims,
 	})
 	s.guarded = newCoalescer(s.life, coalescing[schema.Close, error]{
-		batches: singles, size: 1, run: s.closeGuarded, retry: s.retryAlone, keys: claims,
+		batches: singles, size: 1, eager: true, run: s.closeGuarded, retry: s.retryAlone, keys: claims,
 	})
 	s.finds = newCoalescer(s.life, coalescing[keyName, foundFile]{
 		batches: 4, size: 64, run: s.findBatch, retry: s.retryAlone, timeout: findTimeout,
 	})
+	s.removals = newCoalescer(s.life, coalescing[keyName, removal]{
+		batches: 2, size: 64, pace: writePace, run: s.removeBatch, alone: s.removeAlone, retry: s.retryAlone,
+		keys: func(k keyName) [2]any { return [2]any{k, k} },
+	})
+	s.uploads = newReader(s, readTempfiles, scanTempfiles)
 	s.session = newSession(s)
 	s.startWork()
 	return nil
@@ -156,7 +167,8 @@ func (s *Store) start(ctx context.Context) error {
 // startWork readies what workers do: about one fid at a time, many of them at
 // once.
 func (s *Store) startWork() {
-	s.files = newReader(s, filesByFIDs, scanFiles)
+	s.files = newReader(s, filesByFIDs, eachFile)
+	s.inspected = newReader(s, inspectFiles, scanInspected)
 	s.sums = newReader(s, storedSums, scanSums)
 	s.located = newReader(s, locationsOf, scanDevices)
 	s.encodings = newReader(s, encodingsOf, scanEncodings)
@@ -183,7 +195,7 @@ func (s *Store) startWork() {
 func (s *Store) Close() error {
 	s.close.Do(func() {
 		for _, c := range []interface{ close() }{
-			s.tempfiles, s.closes, s.guarded, s.finds, s.files, s.sums, s.located, s.encodings, s.pending,
+			s.tempfiles, s.uploads, s.closes, s.guarded, s.finds, s.removals, s.files, s.inspected, s.sums, s.located, s.encodings, s.pending,
 			s.changes, s.announces, s.strays, s.finishes, s.reschedules, s.deletions,
 		} {
 			c.close()
@@ -253,6 +265,7 @@ func prepareConn(c *pgx.ConnConfig) {
 // than its execution, and in a way that stays right when a table that was empty
 // has grown by millions of rows before the server has looked at it again.
 func afterConnect(ctx context.Context, conn *pgx.Conn) error {
+	registerArrays(conn)
 	sql := `SET statement_timeout = '60s'; SET lock_timeout = '5s'; SET idle_in_transaction_session_timeout = '60s';
 		SET plan_cache_mode = force_generic_plan; SET jit = off;
 		SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;

@@ -111,7 +111,7 @@ const (
 	// ahead the last one lies. What seems more than ten minutes is a lease of
 	// hours ago, as flags goes round in nine.
 	claim = `WITH due AS (SELECT fid, {3} AS devid, {5} AS what, {4} AS flags, nexttry FROM {0}
-			WHERE {1} AND nexttry <= ` + now + ` ORDER BY nexttry, fid LIMIT $4 FOR UPDATE SKIP LOCKED),
+			WHERE {1} AND nexttry <= ` + now + ` ORDER BY nexttry LIMIT $4 FOR UPDATE SKIP LOCKED),
 		leased AS MATERIALIZED (SELECT due.*, ` + now + ` + $2::int8 + floor(random() * ($3::int8 + 1))::int8 AS until FROM due),
 		ahead AS (SELECT l.*, (l.flags - 1 - l.until % 32767 + 32767) % 32767 AS last FROM leased l),
 		j AS MATERIALIZED (SELECT a.fid, a.devid, a.what, a.nexttry AS was,
@@ -237,7 +237,7 @@ func (s *Store) Renew(ctx context.Context, jobs []schema.Job, lease time.Duratio
 	err := s.do(ctx, "renew leases", func(ctx context.Context) error {
 		clear(tokens)
 		var invalid error
-		err := s.pipeline(ctx, begin, func(b *pgx.Batch) {
+		err := s.pipeline(ctx, implicit, func(b *pgx.Batch) {
 			invalid = eachQueue(jobs, func(t queueTable, a *jobArrays) {
 				b.Queue(t.sql(renew), s.offset(), seconds(lease), seconds(lease)/10, a.fids, a.devids, a.whats, a.tokens, a.at).Query(func(rows pgx.Rows) error {
 					var at, token int64
@@ -290,7 +290,13 @@ func (s *Store) finishBatch(ctx context.Context, calls [][]schema.Job, counts []
 		}
 	}
 	clear(counts)
-	return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+	// What a crash of the server brings back is looked at once more, which takes
+	// little: of a file that has its copies it is seen that it has them.
+	lax := !slices.ContainsFunc(jobs, func(j schema.Job) bool { return j.Queue != schema.QueueReplicate })
+	return s.pipeline(ctx, implicit, func(b *pgx.Batch) {
+		if lax {
+			b.Queue(notDurable)
+		}
 		_ = eachQueue(jobs, func(t queueTable, a *jobArrays) { // Finish looked for unknown queues
 			b.Queue(t.sql(finish), a.fids, a.devids, a.whats, a.tokens, a.at).Query(func(rows pgx.Rows) error {
 				return eachPlace(rows, func(at int64) { counts[owner[at]]++ })
@@ -337,7 +343,7 @@ func (s *Store) rescheduleBatch(ctx context.Context, calls []givenBack, held []b
 		jobs[i] = c.job
 	}
 	clear(held)
-	return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+	return s.pipeline(ctx, implicit, func(b *pgx.Batch) {
 		_ = eachQueue(jobs, func(t queueTable, a *jobArrays) { // Reschedule looked for unknown queues
 			delays, failcounts := make([]int64, len(a.at)), make([]int64, len(a.at))
 			for i, at := range a.at {
@@ -442,7 +448,7 @@ func (s *Store) newEntries(sql string) *coalescer[entry, struct{}] {
 				fids, devids = append(fids, int64(e.fid)), append(devids, int64(e.dev))
 				whats, delays = append(whats, string(e.what)), append(delays, e.delay)
 			}
-			return s.pipeline(ctx, begin, func(b *pgx.Batch) {
+			return s.pipeline(ctx, implicit, func(b *pgx.Batch) {
 				b.Queue(durable)
 				b.Queue(sql, s.offset(), fids, devids, whats, delays)
 			})

@@ -101,23 +101,24 @@ func (s *Store) insertTempfiles(ctx context.Context, calls []schema.Tempfile, in
 		keys[i], devids[i] = t.Key, joinDevIDs(t.DevIDs)
 		at[fids[i]] = i
 	}
-	return s.pipeline(ctx, begin, func(b *pgx.Batch) {
-		b.Queue(`SET LOCAL synchronous_commit = off`)
-		b.Queue(insertTempfiles, s.offset(), fids, dmids, keys, classes, devids).Query(func(rows pgx.Rows) error {
-			var fid int64
-			_, err := pgx.ForEachRow(rows, []any{&fid}, func() error {
-				inserted[at[fid]] = true
-				return nil
-			})
-			return err
-		})
+	rows, err := s.pool.Query(ctx, insertTempfiles, s.offset(), fids, dmids, keys, classes, devids)
+	if err != nil {
+		return err
+	}
+	var fid int64
+	_, err = pgx.ForEachRow(rows, []any{&fid}, func() error {
+		inserted[at[fid]] = true
+		return nil
 	})
+	return err
 }
 
+// insertTempfiles does not wait for the disk when it commits.
 const insertTempfiles = `INSERT INTO tempfile (fid, createtime, dmid, dkey, classid, devids)
 	SELECT t.fid, ` + now + `, t.dmid, t.dkey, t.classid, t.devids
 	FROM unnest($2::int8[], $3::int2[], $4::text[], $5::int2[], $6::text[]) t (fid, dmid, dkey, classid, devids)
-	WHERE NOT EXISTS (SELECT FROM file f WHERE f.fid = t.fid)
+	WHERE (SELECT set_config('synchronous_commit', 'off', true)) = 'off'
+	AND NOT EXISTS (SELECT FROM file f WHERE f.fid = t.fid)
 	AND NOT EXISTS (SELECT FROM file_on o WHERE o.fid = t.fid)
 	AND NOT EXISTS (SELECT FROM file_to_delete2 q WHERE q.fid = t.fid)
 	ON CONFLICT (fid) DO NOTHING RETURNING fid`
@@ -174,13 +175,38 @@ func (s *Store) Tempfile(ctx context.Context, fid protocol.FID) (schema.Tempfile
 	if fid > protocol.MaxFID {
 		return t, protocol.ErrNoTempfile
 	}
-	err := s.do(ctx, fmt.Sprintf("read upload %d", fid), func(ctx context.Context) error {
-		return scanTempfile(s.pool.QueryRow(ctx, readTempfile, int64(fid)), &t)
+	var found []schema.Tempfile
+	err := s.do(ctx, fmt.Sprintf("read upload %d", fid), func(ctx context.Context) (err error) {
+		found, err = s.uploads.read(ctx, []protocol.FID{fid})
+		return err
 	})
-	if errors.Is(err, pgx.ErrNoRows) {
+	switch {
+	case err != nil:
+		return t, err
+	case len(found) == 0:
 		return t, protocol.ErrNoTempfile
 	}
-	return t, err
+	return found[0], nil
+}
+
+// readTempfiles are uploads and the callers that asked for them.
+const readTempfiles = `SELECT q.at, t.fid, t.createtime, t.dmid, coalesce(t.dkey, ''), t.classid, t.devids
+	FROM unnest($1::int8[], $2::int8[]) q (fid, at) JOIN tempfile t ON t.fid = q.fid`
+
+func scanTempfiles(rows pgx.Rows, found func(at int, t schema.Tempfile)) error {
+	defer rows.Close()
+	for rows.Next() {
+		var at int
+		var fid int64
+		var t schema.Tempfile
+		var devids *string
+		if err := rows.Scan(&at, &fid, &t.CreateTime, &t.DMID, &t.Key, &t.ClassID, &devids); err != nil {
+			return err
+		}
+		t.FID, t.DevIDs = protocol.FID(fid), splitDevIDs(devids)
+		found(at, t)
+	}
+	return rows.Err()
 }
 
 const readTempfile = `SELECT createtime, dmid, coalesce(dkey, ''), classid, devids FROM tempfile WHERE fid = $1`

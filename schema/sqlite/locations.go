@@ -153,6 +153,34 @@ func (s *Store) PendingDeletions(ctx context.Context, fids []protocol.FID) (_ ma
 	return s.devicesOf(ctx, "SELECT DISTINCT fid, devid FROM copy_to_delete WHERE fid IN (SELECT value FROM json_each(?)) ORDER BY fid, devid", fids)
 }
 
+// Inspect reads all that decides what files need; see [schema.Locations].
+func (s *Store) Inspect(ctx context.Context, fids []protocol.FID) ([]schema.Inspected, error) {
+	files, err := s.FilesByFID(ctx, fids)
+	if err != nil {
+		return nil, err
+	}
+	encodings, err := s.EncodingsOf(ctx, fids)
+	if err != nil {
+		return nil, err
+	}
+	sums, err := s.Checksums(ctx, fids)
+	if err != nil {
+		return nil, err
+	}
+	pending, err := s.PendingDeletions(ctx, fids)
+	if err != nil {
+		return nil, err
+	}
+	found := make([]schema.Inspected, len(files))
+	for i, f := range files {
+		found[i] = schema.Inspected{LocatedFile: f, Checksum: sums[f.FID], Pending: pending[f.FID]}
+		if e, ok := encodings[f.FID]; ok {
+			found[i].Encoding = &e
+		}
+	}
+	return found, nil
+}
+
 func (s *Store) devicesOf(ctx context.Context, query string, fids []protocol.FID) (map[protocol.FID][]protocol.DevID, error) {
 	devs := make(map[protocol.FID][]protocol.DevID, len(fids))
 	if len(fids) == 0 {

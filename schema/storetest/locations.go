@@ -13,6 +13,7 @@ var locationCases = []testCase{
 	{"DropLocation", checkDropLocation},
 	{"DeletedLocations", checkDeletedLocations},
 	{"PendingDeletions", checkPendingDeletions},
+	{"Inspect", checkInspect},
 }
 
 func devs(ids ...protocol.DevID) []protocol.DevID { return ids }
@@ -157,4 +158,45 @@ func checkPendingDeletions(e *env) {
 		e.Fatalf("finished %d, %v; want 3", n, err)
 	}
 	e.located(a, devs(1), nil)
+}
+
+func checkInspect(e *env) {
+	plain, summed, encoded := e.put("plain"), e.put("summed"), e.putOn("encoded", devs(1, 2, 3)...)
+	sum := protocol.Checksum{Type: protocol.HashMD5, Sum: make([]byte, 16)}
+	e.must(e.SetChecksum(e.ctx, summed, sum))
+	for _, d := range devs(9, 4, 9) {
+		e.must(e.QueueCopyDeletion(e.ctx, summed, d, schema.Raw))
+	}
+	enc := schema.Encoding{FID: encoded, ID: 7, K: 2, M: 1, Block: 4096, Epoch: 1, Devices: devs(4, 5, 6)}
+	e.announce(enc, enc.Devices...)
+	e.must(e.RecordEncoding(e.ctx, enc, devs(1, 2, 3)))
+	got, err := e.Inspect(e.ctx, []protocol.FID{plain, summed, encoded, encoded + 1, plain})
+	e.must(err)
+	found := make(map[protocol.FID]schema.Inspected)
+	for _, f := range got {
+		found[f.FID] = f
+	}
+	if len(got) != 3 || len(found) != 3 {
+		e.Fatalf("%d files, %d different, want 3", len(got), len(found))
+	}
+	files, err := e.FilesByFID(e.ctx, []protocol.FID{plain, summed, encoded})
+	e.must(err)
+	for _, f := range files {
+		e.same("file", found[f.FID].LocatedFile, f)
+	}
+	if f := found[plain]; f.Encoding != nil || !f.Checksum.IsZero() || len(f.Pending) > 0 {
+		e.Errorf("a plain file: %+v", f)
+	}
+	if f := found[summed]; f.Encoding != nil || !f.Checksum.Equal(sum) {
+		e.Errorf("a file with a checksum: %+v", f)
+	}
+	e.same("pending deletions", found[summed].Pending, devs(4, 9))
+	if f := found[encoded]; f.Encoding == nil || f.Encoding.ID != 7 || f.Encoding.K != 2 || len(f.Encoding.Devices) != 3 {
+		e.Errorf("a file in shards: %+v", f)
+	}
+	none, err := e.Inspect(e.ctx, nil)
+	e.must(err)
+	if len(none) != 0 {
+		e.Errorf("of no fids: %+v", none)
+	}
 }

@@ -439,6 +439,33 @@ func (s *Store) PendingDeletions(ctx context.Context, fids []protocol.FID) (map[
 	return m, nil
 }
 
+// Inspect is [schema.Locations.Inspect].
+func (s *Store) Inspect(ctx context.Context, fids []protocol.FID) ([]schema.Inspected, error) {
+	if err := s.begin(ctx, "Inspect"); err != nil {
+		return nil, err
+	}
+	defer s.mu.Unlock()
+	var files []schema.Inspected
+	for _, fid := range fids {
+		f, ok := s.files[fid]
+		if !ok {
+			continue
+		}
+		i := schema.Inspected{LocatedFile: schema.LocatedFile{File: f, Devices: slices.Clone(s.locations[fid])}, Checksum: s.sums[fid]}
+		if e, ok := s.encodings[fid]; ok {
+			e.Devices = slices.Clone(e.Devices)
+			i.Encoding = &e
+		}
+		for k := range s.rows {
+			if k.Queue == schema.QueueCopyDelete && k.FID == fid {
+				i.Pending = sorted(append(i.Pending, k.DevID))
+			}
+		}
+		files = append(files, i)
+	}
+	return files, nil
+}
+
 // QueueCopyDeletion is [schema.Queues.QueueCopyDeletion].
 func (s *Store) QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error {
 	if err := s.begin(ctx, "QueueCopyDeletion"); err != nil {
