@@ -7,7 +7,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"time"
 )
 
 // Errors of a request's body. Their causes are wrapped with them.
@@ -34,8 +33,7 @@ type body struct {
 	begun   bool  // there was a chunk
 	n       int64 // bytes that were received
 	trailer []string
-	err     error     // how it ended; io.EOF for well
-	until   time.Time // the deadline that is set
+	err     error // how it ended; io.EOF for well
 }
 
 // reset makes b the body of a request.
@@ -95,12 +93,7 @@ func (b *body) read(p []byte) (int, error) {
 
 // extend moves the deadline ahead, not more than eight times in a timeout.
 func (b *body) extend() {
-	now, timeout := time.Now(), b.conn.from.timeout
-	if b.until.Sub(now) > timeout-timeout/8 {
-		return
-	}
-	b.until = now.Add(timeout)
-	b.conn.SetReadDeadline(b.until) // fails only where Read does
+	b.conn.readWithin(b.conn.from.timeout)
 }
 
 // errChunk is malformed about a chunked body.

@@ -1,13 +1,14 @@
 package storaged
 
 import (
-	"container/list"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -42,11 +43,10 @@ type listener struct {
 	done    chan struct{} // closed by Close
 	once    sync.Once
 
-	mu       sync.Mutex // guards what follows, and what conn says it guards
+	mu       sync.Mutex // guards open
 	open     map[*conn]struct{}
-	idle     list.List // of *conn, the one that is idle for longest in front
-	starving bool      // a newcomer waits for a slot
-	draining bool      // connections are closed as soon as they are not active
+	starving atomic.Int32 // newcomers that wait for a slot
+	draining atomic.Bool  // connections are closed as soon as they are not active
 }
 
 func newListener(l *net.TCPListener, o *Options, m *meter, relieve func()) *listener {
@@ -67,10 +67,11 @@ func (l *listener) acceptEach(f func(*conn)) error {
 		case err != nil:
 			return fmt.Errorf("accept connections: %w", err)
 		}
-		wrapped := &conn{TCPConn: c, from: l, slot: l.acquire(), fresh: true}
+		wrapped := &conn{TCPConn: c, from: l, slot: l.acquire()}
+		wrapped.fresh.Store(true)
+		wrapped.since.Store(time.Now().UnixNano())
 		l.mu.Lock()
 		l.open[wrapped] = struct{}{}
-		l.wait(wrapped)
 		l.mu.Unlock()
 		l.meter.connections.Inc()
 		f(wrapped)
@@ -121,8 +122,8 @@ func (l *listener) acquire() (slot bool) {
 	default:
 	}
 	l.meter.waited.Inc()
-	l.starve(true)
-	defer l.starve(false)
+	l.starving.Add(1)
+	defer l.starving.Add(-1)
 	tick := time.NewTicker(freshGrace / 2)
 	defer tick.Stop()
 	for {
@@ -143,20 +144,35 @@ func (l *listener) Close() error {
 	return l.TCPListener.Close()
 }
 
-// starve notes whether a newcomer waits.
-func (l *listener) starve(on bool) {
+// idle are the open connections that wait for a request, the one that has done so
+// for longest first.
+func (l *listener) idle() []idleConn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.starving = on
+	var all []idleConn
+	for c := range l.open {
+		if since := c.since.Load(); since != 0 {
+			all = append(all, idleConn{c, time.Unix(0, since)})
+		}
+	}
+	slices.SortFunc(all, func(a, b idleConn) int { return a.since.Compare(b.since) })
+	return all
+}
+
+type idleConn struct {
+	*conn
+	since time.Time
 }
 
 // evict closes the connection that has been idle for longest, if any is.
 func (l *listener) evict() {
-	l.mu.Lock()
+	young := time.Now().Add(-freshGrace).UnixNano()
 	var oldest *conn
-	for e := l.idle.Front(); e != nil && oldest == nil; e = e.Next() {
-		if c := e.Value.(*conn); !c.fresh || time.Since(c.since) >= freshGrace {
-			oldest = c
+	l.mu.Lock()
+	first := int64(math.MaxInt64)
+	for c := range l.open {
+		if since := c.since.Load(); since != 0 && since < first && (!c.fresh.Load() || since <= young) {
+			oldest, first = c, since
 		}
 	}
 	l.mu.Unlock()
@@ -167,79 +183,44 @@ func (l *listener) evict() {
 
 // closeIdle closes the connections that have been idle for as long as age.
 func (l *listener) closeIdle(age time.Duration) {
-	l.mu.Lock()
-	var old []*conn
-	for e := l.idle.Front(); e != nil; e = e.Next() {
-		if c := e.Value.(*conn); time.Since(c.since) >= age {
-			old = append(old, c)
+	for _, c := range l.idle() {
+		if time.Since(c.since) >= age {
+			c.Close() // nobody is left who could hear it
 		}
-	}
-	l.mu.Unlock()
-	for _, c := range old {
-		c.Close() // nobody is left who could hear it
 	}
 }
 
 // active notes that c has begun to ask, or is being answered.
 func (l *listener) active(c *conn) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	c.fresh = false
-	l.forget(c)
+	if c.since.Load() != 0 {
+		c.fresh.Store(false)
+		c.since.Store(0)
+	}
 }
 
 // waiting notes that c waits for a request. Where somebody needs its
 // place, or after drain, it is closed.
 func (l *listener) waiting(c *conn) {
-	l.mu.Lock()
-	unwanted := !c.fresh && (l.starving || l.draining)
-	if !unwanted {
-		l.wait(c)
+	if c.since.Load() == 0 {
+		c.since.Store(time.Now().UnixNano()) // before it is asked whether it may: who wants its place looks after having said so
 	}
-	l.mu.Unlock()
-	if unwanted {
+	if !c.fresh.Load() && (l.starving.Load() > 0 || l.draining.Load()) {
 		c.Close() // nobody is left who could hear it
 	}
 }
 
-// wait enters c among the idle ones. The caller holds mu.
-func (l *listener) wait(c *conn) {
-	if c.place == nil && !c.closed.Load() {
-		c.since = time.Now()
-		c.place = l.idle.PushBack(c)
-	}
-}
-
 // isDraining reports whether connections get no further request.
-func (l *listener) isDraining() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.draining
-}
-
-// forget takes c out of the idle ones. The caller holds mu.
-func (l *listener) forget(c *conn) {
-	if c.place != nil {
-		l.idle.Remove(c.place)
-		c.place = nil
-	}
-}
+func (l *listener) isDraining() bool { return l.draining.Load() }
 
 // drain closes the connections that wait for a further request, from now on each
 // that comes to do so, and after a while those that never asked for anything.
 // The caller stops that when all are gone.
 func (l *listener) drain() (stop func() bool) {
-	l.mu.Lock()
-	l.draining = true
-	var idle []*conn
-	for e := l.idle.Front(); e != nil; e = e.Next() {
-		if c := e.Value.(*conn); !c.fresh {
-			idle = append(idle, c)
+	l.draining.Store(true)
+	for _, c := range l.idle() {
+		if !c.fresh.Load() {
+			c.Close() // nobody is left who could hear it
 		}
-	}
-	l.mu.Unlock()
-	for _, c := range idle {
-		c.Close() // nobody is left who could hear it
 	}
 	return time.AfterFunc(freshGrace, func() { l.closeIdle(0) }).Stop
 }
@@ -283,9 +264,11 @@ type conn struct {
 	slot   bool // it has one of from.slots
 	closed atomic.Bool
 
-	place *list.Element // in from.idle, or nil; from.mu guards it and the next two
-	fresh bool          // nothing was asked for yet
-	since time.Time     // when it became idle
+	fresh atomic.Bool  // nothing was asked for yet
+	since atomic.Int64 // when it became idle, in Unix nanoseconds; 0 while it is not
+
+	// The deadlines that are set, in Unix nanoseconds.
+	readBy, writeBy atomic.Int64
 }
 
 // Close closes the connection and makes room for the next.
@@ -295,7 +278,6 @@ func (c *conn) Close() error {
 	}
 	l := c.from
 	l.mu.Lock()
-	l.forget(c)
 	delete(l.open, c)
 	l.mu.Unlock()
 	err := c.TCPConn.Close()
@@ -315,12 +297,45 @@ func (c *conn) survive() {
 	}
 }
 
+// readWithin has reading fail after d, or up to an eighth earlier: a deadline that
+// is about right is left as it is, for setting one costs as much as a small read.
+func (c *conn) readWithin(d time.Duration) {
+	if by, ok := deadline(&c.readBy, d); ok {
+		c.SetReadDeadline(by) // fails only where reading does
+	}
+}
+
+// writeWithin is readWithin for writing.
+func (c *conn) writeWithin(d time.Duration) error {
+	if by, ok := deadline(&c.writeBy, d); ok {
+		return c.SetWriteDeadline(by)
+	}
+	return nil
+}
+
+// deadline notes a deadline after d, and reports whether it has to be set.
+func deadline(set *atomic.Int64, d time.Duration) (time.Time, bool) {
+	now := time.Now()
+	if left := time.Duration(set.Load() - now.UnixNano()); left <= d && left > d-d/8 {
+		return time.Time{}, false
+	}
+	by := now.Add(d)
+	set.Store(by.UnixNano())
+	return by, true
+}
+
+// readUntil has reading fail at a time, from any goroutine.
+func (c *conn) readUntil(t time.Time) {
+	c.readBy.Store(t.UnixNano())
+	c.SetReadDeadline(t) // fails only where reading does
+}
+
 // Write writes all of p, as long as the client takes some of it within the
 // listener's timeout.
 func (c *conn) Write(p []byte) (int, error) {
 	total := 0
 	for {
-		if err := c.SetWriteDeadline(time.Now().Add(c.from.timeout)); err != nil {
+		if err := c.writeWithin(c.from.timeout); err != nil {
 			return total, err
 		}
 		n, err := c.TCPConn.Write(p[total:])
@@ -339,7 +354,7 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	}
 	var total int64
 	for {
-		if err := c.SetWriteDeadline(time.Now().Add(c.from.timeout)); err != nil {
+		if err := c.writeWithin(c.from.timeout); err != nil {
 			return total, err
 		}
 		before := limited.N

@@ -52,10 +52,12 @@ type answer struct {
 	acceptRanges bool         // the answer is a whole file
 	sum          *volume.Sum  // stored with the file, where it was wanted and there is one
 	suspects     int          // shards found missing or bad of which trackers have not been told
-	file         *volume.File // the body is size bytes of it from off; nil where there is none
+	file         *volume.File // the body is size bytes of it from off; nil where there is none, or first has all
 	off          int64
-	parts        parts  // make the body of size bytes, where file is nil; nil where there is none
-	text         []byte // the body, where neither is there
+	first        *buffer // what of the body was read already: the first bytes behind the room for a head; nil where nothing was
+	read         int     // how many bytes
+	parts        parts   // make the body of size bytes, where file is nil; nil where there is none
+	text         []byte  // the body, where neither is there
 	// stream makes the body piece by piece: each Write is sent at once, the last
 	// piece is returned. It is nil where there is no such body. Its context ends
 	// when the client is gone.

@@ -111,8 +111,9 @@ func cutLine(b []byte) (line, rest []byte, err error) {
 // requestLine reads method, target and version, of which it returns the minor
 // number.
 func (h *head) requestLine(line []byte) (minor int, err error) {
-	method, rest, ok1 := strings.Cut(string(line), " ")
-	target, version, ok2 := strings.Cut(rest, " ")
+	word, afterWord, ok1 := bytes.Cut(line, []byte{' '})
+	method := methodName(word)
+	target, version, ok2 := strings.Cut(string(afterWord), " ")
 	if !ok1 || !ok2 || !isToken(method) || target == "" || strings.Contains(target, "\t") {
 		return 0, malformed("malformed request line")
 	}
@@ -140,10 +141,22 @@ func (h *head) requestLine(line []byte) (minor int, err error) {
 	}
 	target, _, _ = strings.Cut(target, "?")
 	h.method = method
-	if h.path, err = url.PathUnescape(target); err != nil {
+	if strings.IndexByte(target, '%') < 0 {
+		h.path = target
+	} else if h.path, err = url.PathUnescape(target); err != nil {
 		return 0, malformed("malformed escape")
 	}
 	return int(digits[2] - '0'), nil
+}
+
+// methodName is a method, without a copy where it is an ordinary one.
+func methodName(word []byte) string {
+	for _, known := range [...]string{http.MethodGet, http.MethodPut, http.MethodHead, http.MethodDelete, http.MethodPost} {
+		if string(word) == known {
+			return known
+		}
+	}
+	return string(word)
 }
 
 // framing collects the headers that say where the message ends, and what comes

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -780,4 +781,19 @@ func FuzzHTTP(f *testing.F) {
 			t.Error(r.Status)
 		}
 	})
+}
+
+// TestAppendTime: the form is that of net/http.
+func TestAppendTime(t *testing.T) {
+	t.Parallel()
+	rng := rand.New(rand.NewPCG(1, 2))
+	times := []time.Time{{}, time.Unix(0, 0), time.Unix(1<<31, 0), time.Unix(253402300799, 0), time.Unix(253402300800, 0), time.Unix(-1<<40, 0)}
+	for range 1000 {
+		times = append(times, time.Unix(rng.Int64N(1<<36)-1<<34, rng.Int64N(1e9)).In(time.FixedZone("east", 7200)))
+	}
+	for _, at := range times {
+		if got, want := lastModified(at), at.UTC().Format(http.TimeFormat); got != want {
+			t.Errorf("%v: %q, want %q", at, got, want)
+		}
+	}
 }

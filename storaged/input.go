@@ -78,6 +78,12 @@ func (in *input) shrink() {
 	}
 }
 
+// hasHead reports whether a header block is complete, so that head does not read.
+func (in *input) hasHead() bool {
+	b := in.buf[in.r:in.w]
+	return len(b) > 0 && b[0] > ' ' && headEnd(b, 0) > 0
+}
+
 // head reads a header block, its empty line included, which is valid until the
 // next read. Empty lines before it are passed over.
 func (in *input) head() ([]byte, error) {

@@ -2,7 +2,9 @@ package storaged
 
 import (
 	"net/http"
+	"slices"
 	"strconv"
+	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -11,7 +13,8 @@ import (
 
 // meter counts what the daemon does.
 type meter struct {
-	requests       *prometheus.CounterVec // method, code
+	requests       *prometheus.CounterVec                                             // method, code
+	counters       [len(countedMethods)][maxStatus]atomic.Pointer[prometheus.Counter] // those of requests that are known
 	received, sent prometheus.Counter
 	inFlight       prometheus.Gauge
 	connections    prometheus.Gauge
@@ -54,15 +57,29 @@ func newMeter(r *prometheus.Registry, docroot *volume.Docroot) *meter {
 	return m
 }
 
+// countedMethods are those that are counted apart; the last stands for all others.
+var countedMethods = [...]string{http.MethodGet, http.MethodPut, http.MethodHead, http.MethodDelete, http.MethodPost, "MKCOL", "other"}
+
+// maxStatus is above every status.
+const maxStatus = 600
+
 // request counts one answered HTTP request.
 func (m *meter) request(method string, status int, received, sent int64) {
-	switch method {
-	case http.MethodGet, http.MethodHead, http.MethodPut, http.MethodDelete, http.MethodPost, "MKCOL":
-	default:
-		method = "other"
+	i := slices.Index(countedMethods[:], method)
+	if i < 0 {
+		i = len(countedMethods) - 1
 	}
-	m.requests.WithLabelValues(method, strconv.Itoa(status)).Inc()
-	m.received.Add(float64(received))
+	known := &m.counters[i][status]
+	c := known.Load()
+	if c == nil {
+		made := m.requests.WithLabelValues(countedMethods[i], strconv.Itoa(status))
+		c = &made
+		known.Store(c)
+	}
+	(*c).Inc()
+	if received > 0 {
+		m.received.Add(float64(received))
+	}
 	m.sent.Add(float64(sent))
 }
 

@@ -105,30 +105,62 @@ func (p *plane) get(ctx context.Context, r *request, t target, isHead bool) answ
 		}
 		return ranged(r, info.Size, info.ModTime)
 	}
-	f, err := v.Open(ctx, t.name)
+	read := p.getFile
+	if slices.Contains(r.want, wantSum) {
+		read = p.getWithSum
+	}
+	a, err := read(ctx, r, v, t.name)
 	if errors.Is(err, fs.ErrNotExist) {
 		if a, ok := p.getEncoded(ctx, r, v, t, isHead); ok {
 			return a
 		}
-		f, err = v.Open(ctx, t.name) // as above
+		a, err = read(ctx, r, v, t.name) // as above
 	}
 	if err != nil {
 		return failed(err)
 	}
+	return a
+}
+
+// getFile opens a file and reads the beginning of what is asked for, which is all
+// of a small one: a disk that cannot read is an answer of its own, and one that
+// hangs is noticed.
+func (p *plane) getFile(ctx context.Context, r *request, v *volume.Volume, name string) (answer, error) {
+	buf := p.buffers.get()
+	info, f, n, err := v.OpenRead(ctx, name, buf[maxAnswerHead:], func(info volume.Info) (off, n int64) {
+		a := ranged(r, info.Size, info.ModTime)
+		return a.off, a.size
+	})
+	if err != nil {
+		p.buffers.put(buf)
+		return answer{}, err
+	}
+	a := ranged(r, info.Size, info.ModTime)
+	if n == 0 { // nothing to send, or refused
+		p.buffers.put(buf)
+		return a, nil
+	}
+	a.file, a.first, a.read = f, buf, n
+	return a, nil
+}
+
+// getWithSum is getFile for a client that wants the stored sum too.
+func (p *plane) getWithSum(ctx context.Context, r *request, v *volume.Volume, name string) (answer, error) {
+	f, err := v.Open(ctx, name)
+	if err != nil {
+		return answer{}, err
+	}
 	a := ranged(r, f.Size(), f.ModTime())
-	if slices.Contains(r.want, wantSum) && a.status == http.StatusOK {
+	if a.status == http.StatusOK {
 		if sum, ok := f.Sum(); ok {
 			a.sum = &sum
 		}
 	}
-	if a.size == 0 { // nothing to send, or refused
-		if err := f.Close(); err != nil {
-			return failed(err)
-		}
-		return a
+	if a.size == 0 { // as above
+		return a, f.Close()
 	}
 	a.file = f
-	return a
+	return a, nil
 }
 
 // getEncoded answers for a file of which there is a shard in place of a copy. It
@@ -284,12 +316,13 @@ func (p *plane) put(ctx context.Context, r *request, t target) answer {
 	if err := p.receive(r, sum, up.Write); err != nil {
 		return failed(err)
 	}
+	shard := ""
 	if isFID { // in any case, for a shard may have come meanwhile
-		if err := p.notEncoded(ctx, v, fid); err != nil {
-			return failed(err)
-		}
+		shard = shardName(fid, v.ID())
 	}
-	if err := up.Commit(ctx); err != nil {
+	if err := up.CommitUnless(ctx, shard); errors.Is(err, volume.ErrExcluded) {
+		return failed(fmt.Errorf("fid %d: %w", fid, errEncoded))
+	} else if err != nil {
 		return failed(err)
 	}
 	return answer{status: http.StatusCreated}

@@ -183,13 +183,15 @@ func (x *session) headerTimeout() time.Duration { return min(headerTimeout, x.li
 func (x *session) await(patience time.Duration) ([]byte, error) {
 	if x.in.buffered() == 0 {
 		x.listener.waiting(x.conn)
-		x.conn.SetReadDeadline(time.Now().Add(patience)) // fails only where Read does
+		x.conn.readWithin(patience)
 		if err := x.in.fill(); err != nil {
 			return nil, err
 		}
 	}
 	x.listener.active(x.conn)
-	x.conn.SetReadDeadline(time.Now().Add(x.headerTimeout())) // as above
+	if !x.in.hasHead() {
+		x.conn.readUntil(time.Now().Add(x.headerTimeout()))
+	}
 	return x.in.head()
 }
 
@@ -203,7 +205,7 @@ func (x *session) answer(ctx context.Context, h *head) bool {
 	})
 	r := &request{
 		method: h.method, path: h.path, length: h.length, body: &x.body, minor: h.minor,
-		cut:    func() { x.conn.SetReadDeadline(time.Now()) }, // fails only where Read does
+		cut:    func() { x.conn.readUntil(time.Now()) },
 		local:  isLoopback(x.listener.Addr()) && isLoopback(x.conn.RemoteAddr()),
 		ranges: h.ranges, contentRange: h.contentRange, contentMD5: h.contentMD5, modifiedSince: h.modifiedSince,
 		contentType: h.contentType, want: h.want, order: h.order,
@@ -214,6 +216,9 @@ func (x *session) answer(ctx context.Context, h *head) bool {
 	a := x.handler.serve(ctx, r)
 	if a.file != nil {
 		defer a.file.Close() // opened for reading
+	}
+	if a.first != nil {
+		defer x.buffers.put(a.first)
 	}
 	if a.parts != nil {
 		defer a.parts.close()
@@ -251,8 +256,8 @@ func (x *session) finish(ctx context.Context, h *head, a *answer) error {
 // be sending still: a body that nobody wants, more requests, or the empty line
 // that old clients send behind a body.
 func (x *session) linger() {
-	x.conn.SetReadDeadline(time.Now().Add(lingerTime)) // fails only where Read does
-	x.listener.waiting(x.conn)                         // its place is for others to have
+	x.conn.readUntil(time.Now().Add(lingerTime))
+	x.listener.waiting(x.conn) // its place is for others to have
 	if x.conn.CloseWrite() == nil {
 		io.Copy(io.Discard, x.conn.TCPConn) // ends with the client or the deadline
 	}
@@ -270,7 +275,7 @@ func (x *session) send(ctx context.Context, isHead bool, a *answer) (int64, erro
 	if a.parts != nil && !isHead {
 		return x.sendParts(ctx, a)
 	}
-	if a.file == nil || isHead {
+	if a.file == nil && a.first == nil || isHead {
 		out := x.appendHead(x.out[:0], a)
 		if !isHead {
 			out = append(out, a.text...)
@@ -284,13 +289,16 @@ func (x *session) send(ctx context.Context, isHead bool, a *answer) (int64, erro
 	// cannot read is an answer of its own; and through the volume, so that a
 	// disk that hangs is noticed. Small files are done with that, and with one
 	// call.
-	buf := x.buffers.get()
-	defer x.buffers.put(buf)
-	n, err := readFull(a.file, buf[maxAnswerHead:][:min(bufferSize, a.size)], a.off)
-	if err != nil {
-		*a = answer{status: statusOf(err), close: a.close, err: err}
-		_, err := x.conn.Write(x.appendHead(x.out[:0], a))
-		return 0, err
+	buf, n := a.first, a.read
+	if buf == nil {
+		buf = x.buffers.get()
+		defer x.buffers.put(buf)
+		var err error
+		if n, err = readFull(a.file, buf[maxAnswerHead:][:min(bufferSize, a.size)], a.off); err != nil {
+			*a = answer{status: statusOf(err), close: a.close, err: err}
+			_, err := x.conn.Write(x.appendHead(x.out[:0], a))
+			return 0, err
+		}
 	}
 	out := x.appendHead(x.out[:0], a)
 	from := maxAnswerHead - copy(buf[maxAnswerHead-len(out):], out)
@@ -354,7 +362,7 @@ func (x *session) sendFile(ctx context.Context, a *answer, f *os.File, sent int6
 	}
 	var total int64
 	for left := a.size - sent; left > 0; left = a.size - sent - total {
-		piece := min(left, sendPiece)
+		piece := min(left, sendPiece-(sent+total)%sendPiece)
 		// Sending waits for the network alone: what may wait for the disk
 		// goes through the volume.
 		if err := a.file.Prefetch(ctx, a.off+sent+total, piece); err != nil {
@@ -394,7 +402,7 @@ func (s *server) appendHead(b []byte, a *answer) []byte {
 	b = append(append(b, "\r\nStatus: "...), line...)
 	b = append(append(b, "\r\nDate: "...), s.now()...)
 	if !a.modified.IsZero() {
-		b = append(append(b, "\r\nLast-Modified: "...), lastModified(a.modified)...)
+		b = appendTime(append(b, "\r\nLast-Modified: "...), a.modified)
 	}
 	switch {
 	case a.stream != nil:
@@ -429,7 +437,31 @@ func (s *server) appendHead(b []byte, a *answer) []byte {
 }
 
 // lastModified is the form of a time in headers.
-func lastModified(t time.Time) string { return t.UTC().Format(http.TimeFormat) }
+func lastModified(t time.Time) string { return string(appendTime(nil, t)) }
+
+// appendTime appends t as http.TimeFormat has it, in a tenth of the time that
+// Format takes.
+func appendTime(b []byte, t time.Time) []byte {
+	t = t.UTC()
+	year, month, day := t.Date()
+	hour, minute, second := t.Clock()
+	if year < 0 || year > 9999 {
+		return t.AppendFormat(b, http.TimeFormat)
+	}
+	two := func(n int) { b = append(b, byte('0'+n/10), byte('0'+n%10)) }
+	b = append(append(b, t.Weekday().String()[:3]...), ", "...)
+	two(day)
+	b = append(append(append(b, ' '), month.String()[:3]...), ' ')
+	two(year / 100)
+	two(year % 100)
+	b = append(b, ' ')
+	two(hour)
+	b = append(b, ':')
+	two(minute)
+	b = append(b, ':')
+	two(second)
+	return append(b, " GMT"...)
+}
 
 // dateLine is the value of Date for one second.
 type dateLine struct {

@@ -30,7 +30,7 @@ func (x *session) stream(ctx context.Context, a *answer) (int64, error) {
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	x.conn.SetReadDeadline(time.Time{}) // fails only where Read does
+	x.conn.readUntil(time.Time{})
 	if err := noticeVanished(x.conn.TCPConn, vanishedAfter); err != nil {
 		x.log.Debug().Err(err).Msg("hosts that vanish are noticed late")
 	}
@@ -46,7 +46,7 @@ func (x *session) stream(ctx context.Context, a *answer) (int64, error) {
 	}()
 	w := chunks{conn: x.conn, out: x.appendHead(x.out[:0], a), broken: cancel}
 	last := a.stream(ctx, &w)
-	x.conn.SetReadDeadline(time.Unix(1, 0)) // as above; ends the reading
+	x.conn.readUntil(time.Unix(1, 0)) // ends the reading
 	if err := <-gone; !errors.Is(err, os.ErrDeadlineExceeded) && w.err == nil {
 		w.err = err
 	}

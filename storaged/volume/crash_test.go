@@ -32,6 +32,9 @@ var kinds = []struct {
 }{
 	{"fsync", simdisk.Options{}, false},
 	{"syncfs", simdisk.Options{}, true},
+	{"journal", simdisk.Options{Ordered: true}, false},
+	{"journal, syncfs", simdisk.Options{Ordered: true}, true},
+	{"journal, no nameless files", simdisk.Options{Ordered: true, NoUnnamed: true}, false},
 	{"no nameless files", simdisk.Options{NoUnnamed: true}, false},
 	{"no attributes", simdisk.Options{NoAttrs: true}, true},
 }
@@ -168,7 +171,7 @@ func crashes(t *testing.T, disk *simdisk.Disk, seed uint64) {
 		}
 		failing := rng.IntN(3) == 0
 		if failing {
-			ops := [][]simdisk.Op{nil, {simdisk.OpWrite}, {simdisk.OpSync}, {simdisk.OpSyncDir}, {simdisk.OpSyncFS}, {simdisk.OpLink, simdisk.OpRename}}
+			ops := [][]simdisk.Op{nil, {simdisk.OpWrite}, {simdisk.OpSync, simdisk.OpSettle}, {simdisk.OpSyncDir}, {simdisk.OpSyncFS}, {simdisk.OpLink, simdisk.OpRename}}
 			heal := disk.Inject(simdisk.Fault{
 				Ops: ops[rng.IntN(len(ops))], Skip: rng.IntN(8), Times: 1 + rng.IntN(2),
 				Err: []error{syscall.EIO, syscall.ENOSPC}[rng.IntN(2)],
@@ -298,7 +301,7 @@ func TestUpdateCrash(t *testing.T) {
 			disk := simulate(t, simdisk.Options{}, false)
 			d, v := openSim(t, disk, volume.Options{})
 			mustPut(t, v, name42, content(1, 20_000))
-			disk.Inject(simdisk.Fault{Ops: []simdisk.Op{simdisk.OpSync}, Skip: int(seed % 2), Hang: true})
+			disk.Inject(simdisk.Fault{Ops: []simdisk.Op{simdisk.OpSync, simdisk.OpSettle}, Skip: int(seed % 2), Hang: true})
 			go func() {
 				u, err := v.Update(context.Background(), name42)
 				if err != nil {

@@ -26,6 +26,8 @@ var (
 	// ErrBusy: as many uploads as may are under way to the disk, and none
 	// ended in time.
 	ErrBusy = errors.New("too many uploads to the disk")
+	// ErrExcluded: there is a file beside which this one must not be.
+	ErrExcluded = errors.New("there is a file that excludes it")
 	// ErrBadName: no file can have this name.
 	ErrBadName = errors.New("not the name of a file")
 	// ErrNoSum: no content sum is stored for the file.

@@ -26,7 +26,12 @@ type File struct {
 	info   Info
 	off    int64
 	closed atomic.Bool
+
+	fetched span // was prefetched when the file was opened
 }
+
+// span are bytes from one offset up to another.
+type span struct{ from, to int64 }
 
 var (
 	_ io.ReadCloser = (*File)(nil)
@@ -50,7 +55,7 @@ func (f *File) OSFile() *os.File { return f.h.OSFile() }
 // serve well. It waits as [File.ReadAt] does.
 func (f *File) Prefetch(ctx context.Context, off, n int64) error {
 	n = min(n, f.info.Size-off)
-	if n <= 0 {
+	if n <= 0 || off >= f.fetched.from && off+n <= f.fetched.to {
 		return nil
 	}
 	_, err := do(ctx, f.v, func(*task) (struct{}, error) {

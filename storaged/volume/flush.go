@@ -224,6 +224,11 @@ func (v *Volume) flushNames(dir string) error {
 	if v.group != nil {
 		return v.group.flush()
 	}
+	return v.flushDirs(dir)
+}
+
+// flushDirs flushes dir, and those above it that are new.
+func (v *Volume) flushDirs(dir string) error {
 	if err := v.flushDir(dir); err != nil {
 		return err
 	}

@@ -78,6 +78,10 @@ type Handle interface {
 	Stat() (Info, error)
 	// Sync flushes content and attributes.
 	Sync() error
+	// Settle writes the content out and waits until the disk has taken it, which
+	// may still be in its cache. It is for filesystems that are [Mount].Ordered;
+	// where that is unknown it is Sync.
+	Settle() error
 	// WriteOut has the kernel begin to write the range, and waits for what was
 	// begun before it, so that a later Sync is short. It promises nothing.
 	WriteOut(off, n int64) error
@@ -118,6 +122,11 @@ type Mount struct {
 	Here      bool   // the directory asked for is the mount point
 	Device    string // the block device, or what the filesystem calls itself
 	Exclusive bool   // its root is the directory asked for, and nothing else mounts the same filesystem
+	// Ordered says that the filesystem has a journal that keeps the order of
+	// changes, so that a name never is on disk without what was settled before
+	// the name was given: [Handle].Settle, SetAttr before it, then Link or
+	// Rename, then one flush of the directory make a file durable.
+	Ordered bool
 }
 
 // ErrLocked is the answer of [Root].Lock where somebody else has the lock.

@@ -31,12 +31,23 @@ garbage
 		{"/", Mount{Point: "/", Device: "/dev/sda1", Here: true, Exclusive: true}},
 	} {
 		got, err := parseMounts(strings.NewReader(table), c.dir)
-		if err != nil || got != c.want {
+		if err != nil || got.Mount != c.want {
 			t.Errorf("%s: %+v, %v, want %+v", c.dir, got, err, c.want)
 		}
 	}
 	if _, err := parseMounts(strings.NewReader(""), "/x"); err == nil {
 		t.Error("an empty table has a mount")
+	}
+}
+
+// TestJournalled: what is not known to keep the order of changes is taken for
+// what does not.
+func TestJournalled(t *testing.T) {
+	t.Parallel()
+	for kind, want := range map[string]bool{"xfs": true, "ext4": false, "ext2": false, "btrfs": false, "overlay": false, "": false} {
+		if got := journalled(kind, "9999:9999"); got != want { // there is no such device
+			t.Errorf("%s: %v", kind, got)
+		}
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -54,15 +55,27 @@ func (OS) Mount(dir string) (Mount, error) {
 		return Mount{}, err
 	}
 	defer f.Close()
-	return parseMounts(f, dir)
+	m, err := parseMounts(f, dir)
+	if err != nil {
+		return Mount{}, err
+	}
+	m.Ordered = journalled(m.kind, m.number)
+	return m.Mount, nil
+}
+
+// mountEntry is what the mount table says of a mount.
+type mountEntry struct {
+	Mount
+	kind   string // of filesystem
+	number string // of its device, as MAJOR:MINOR
 }
 
 // parseMounts finds the mount of dir in a table as proc_pid_mountinfo(5) has
 // it: the longest mount point that is a prefix of dir, and of several on the
 // same point the last.
-func parseMounts(r io.Reader, dir string) (Mount, error) {
-	var m Mount
-	var number, root string
+func parseMounts(r io.Reader, dir string) (mountEntry, error) {
+	var m mountEntry
+	var root string
 	uses := make(map[string]int) // of a device number
 	sc := bufio.NewScanner(r)
 	sc.Buffer(make([]byte, 0, 4096), 1<<20)
@@ -78,17 +91,44 @@ func parseMounts(r io.Reader, dir string) (Mount, error) {
 			continue
 		}
 		m.Point, m.Device = point, unescapeMount(r[1])
-		number, root = l[2], l[3]
+		m.number, m.kind, root = l[2], r[0], l[3]
 	}
 	if err := sc.Err(); err != nil {
-		return Mount{}, err
+		return m, err
 	}
 	if m.Point == "" {
-		return Mount{}, &fs.PathError{Op: "find mount", Path: dir, Err: fs.ErrNotExist}
+		return m, &fs.PathError{Op: "find mount", Path: dir, Err: fs.ErrNotExist}
 	}
 	m.Here = m.Point == dir
-	m.Exclusive = m.Here && root == "/" && uses[number] == 1
+	m.Exclusive = m.Here && root == "/" && uses[m.number] == 1
 	return m, nil
+}
+
+// journalled reports whether a filesystem commits, when a directory is flushed,
+// all that was changed before in one order, content that was written out
+// included:
+//
+//   - ext4 allocates blocks, and sets the file's length and attributes, in
+//     transactions of its journal; when Settle returns, they belong to one that
+//     is running or older. The name is given in that or a younger one, and
+//     transactions reach the disk in their order. The commit record of each is
+//     preceded by a flush of the disk's cache, where the content is.
+//   - XFS does the same in its log.
+//
+// An ext4 without a journal, which /proc/fs/jbd2 does not know, has no order.
+func journalled(kind, number string) bool {
+	switch kind {
+	case "xfs":
+		return true
+	case "ext4", "ext3":
+		device, err := os.Readlink("/sys/dev/block/" + number)
+		if err != nil {
+			return false
+		}
+		logs, err := filepath.Glob("/proc/fs/jbd2/" + strings.ReplaceAll(filepath.Base(device), "/", "!") + "-*")
+		return err == nil && len(logs) > 0
+	}
+	return false
 }
 
 // unescapeMount undoes the \040 of blanks and the like.
@@ -120,7 +160,9 @@ type osRoot struct {
 	old     atomic.Bool // openat2 is not there
 }
 
-func (r *osRoot) open(name string, flag int) (*os.File, error) {
+// open returns a descriptor, which costs less than an os.File: that asks whether it
+// blocks, and tries to poll it.
+func (r *osRoot) open(name string, flag int) (int, error) {
 	for tries := 0; !r.old.Load(); tries++ {
 		how := unix.OpenHow{
 			Flags:   uint64(flag | unix.O_CLOEXEC),
@@ -135,16 +177,25 @@ func (r *osRoot) open(name string, flag int) (*os.File, error) {
 		fd, err := unix.Openat2(r.fd, name, &how)
 		switch {
 		case err == nil:
-			return os.NewFile(uintptr(fd), name), nil
+			return fd, nil
 		case err == unix.EINTR, err == unix.EAGAIN && tries < 100: // a rename raced with the walk
 			continue
 		case err == unix.ENOSYS, err == unix.EPERM:
 			r.old.Store(true) // seccomp filters answer EPERM; os.Root finds out whether it was meant
 			continue
 		}
-		return nil, &fs.PathError{Op: "open", Path: name, Err: err}
+		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
 	}
-	return r.beneath.OpenFile(name, flag, 0o666)
+	f, err := r.beneath.OpenFile(name, flag, 0o666)
+	if err != nil {
+		return -1, err
+	}
+	defer f.Close() // its descriptor's copy stays
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: name, Err: err}
+	}
+	return fd, nil
 }
 
 // at opens the directory of name and calls f with it and the last component.
@@ -156,8 +207,8 @@ func (r *osRoot) at(op, name string, f func(dir int, base string) error) error {
 		if err != nil {
 			return err
 		}
-		defer d.Close()
-		fd = int(d.Fd())
+		defer unix.Close(d) // opened for its name alone
+		fd = d
 	}
 	for {
 		err := f(fd, base)
@@ -184,7 +235,7 @@ func (r *osRoot) Open(name string, flag int) (Handle, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osHandle{f}, nil
+	return newHandle(f, name), nil
 }
 
 // procName is a name for an open file.
@@ -199,7 +250,7 @@ func (r *osRoot) OpenUnnamed(dir string) (Handle, error) {
 	f, err := r.open(dir, unix.O_TMPFILE|unix.O_RDWR)
 	switch {
 	case err == nil:
-		return osHandle{f}, nil
+		return newHandle(f, dir), nil
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR):
 		return nil, errors.ErrUnsupported
 	}
@@ -207,7 +258,7 @@ func (r *osRoot) OpenUnnamed(dir string) (Handle, error) {
 }
 
 func (r *osRoot) Link(h Handle, name string) error {
-	file := procName(int(h.OSFile().Fd()))
+	file := procName(h.(*osHandle).fd)
 	return r.at("link", name, func(dir int, base string) error {
 		return unix.Linkat(unix.AT_FDCWD, file, dir, base, unix.AT_SYMLINK_FOLLOW)
 	})
@@ -238,8 +289,8 @@ func (r *osRoot) Stat(name string) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	defer f.Close()
-	return osHandle{f}.Stat()
+	defer unix.Close(f) // opened for its name alone
+	return statFD(f, name)
 }
 
 func (r *osRoot) List(dir string) ([]string, error) {
@@ -247,8 +298,9 @@ func (r *osRoot) List(dir string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	return f.Readdirnames(-1)
+	d := os.NewFile(uintptr(f), dir)
+	defer d.Close()
+	return d.Readdirnames(-1)
 }
 
 func (r *osRoot) OpenDir(dir string) (Dir, error) {
@@ -256,7 +308,7 @@ func (r *osRoot) OpenDir(dir string) (Dir, error) {
 	if err != nil {
 		return nil, err
 	}
-	return osDir{f}, nil
+	return osDir{os.NewFile(uintptr(f), dir)}, nil
 }
 
 func (r *osRoot) SyncDir(dir string) error {
@@ -264,8 +316,8 @@ func (r *osRoot) SyncDir(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	return f.Sync()
+	defer unix.Close(f) // it was only read
+	return flushFD(f, dir)
 }
 
 func (r *osRoot) SyncFS() (bool, error) {
@@ -302,13 +354,13 @@ func kernelAtLeast(release string, major, minor int) bool {
 }
 
 // dirLock is the lock of a directory.
-type dirLock struct{ f *os.File }
+type dirLock struct{ fd int }
 
 // Close gives the lock back. It says so: closing the directory alone would leave
 // the lock with a child process that is just being started, and has inherited
 // the descriptor for a moment.
 func (l dirLock) Close() error {
-	return errors.Join(unix.Flock(int(l.f.Fd()), unix.LOCK_UN), l.f.Close())
+	return errors.Join(unix.Flock(l.fd, unix.LOCK_UN), unix.Close(l.fd))
 }
 
 func (r *osRoot) Lock(dir string) (io.Closer, error) {
@@ -317,16 +369,16 @@ func (r *osRoot) Lock(dir string) (io.Closer, error) {
 		return nil, err
 	}
 	for {
-		switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err {
+		switch err := unix.Flock(f, unix.LOCK_EX|unix.LOCK_NB); err {
 		case nil:
 			return dirLock{f}, nil
 		case unix.EINTR:
 			continue
 		case unix.EWOULDBLOCK:
-			f.Close()
+			unix.Close(f)
 			return nil, ErrLocked
 		default:
-			f.Close()
+			unix.Close(f)
 			return nil, &fs.PathError{Op: "lock", Path: dir, Err: err}
 		}
 	}
@@ -352,14 +404,150 @@ func (r *osRoot) Space() (Space, error) {
 
 func (r *osRoot) Close() error { return errors.Join(r.beneath.Close(), r.dir.Close()) }
 
-// osHandle is an open file of the operating system.
-type osHandle struct{ *os.File }
+// osHandle is an open file of the operating system. It is closed when nobody uses
+// it any more: an operation that hangs must not meet another file under its
+// descriptor when it comes back.
+type osHandle struct {
+	name  string
+	fd    int
+	users atomic.Int32 // and 1 until Close
+	shut  atomic.Bool
 
-// Stat asks fstat(2) itself: os.File.Stat allocates more than a read costs.
-func (h osHandle) Stat() (Info, error) {
+	mu   sync.Mutex // guards file
+	file *os.File   // for OSFile; it owns the descriptor then
+}
+
+func newHandle(fd int, name string) *osHandle {
+	h := &osHandle{name: name, fd: fd}
+	h.users.Store(1)
+	return h
+}
+
+// use calls f with the descriptor, again where a signal interrupts it, and tells
+// of what operation its error is.
+func (h *osHandle) use(op string, f func(fd int) error) error {
+	for n := h.users.Load(); ; n = h.users.Load() {
+		if n == 0 || h.shut.Load() {
+			return &fs.PathError{Op: op, Path: h.name, Err: fs.ErrClosed}
+		}
+		if h.users.CompareAndSwap(n, n+1) {
+			break
+		}
+	}
+	err := f(h.fd)
+	for err == unix.EINTR {
+		err = f(h.fd)
+	}
+	if e := h.leave(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return &fs.PathError{Op: op, Path: h.name, Err: err}
+	}
+	return nil
+}
+
+// leave closes the descriptor where nobody uses it.
+func (h *osHandle) leave() error {
+	if h.users.Add(-1) > 0 {
+		return nil
+	}
+	if h.file != nil {
+		return h.file.Close()
+	}
+	return unix.Close(h.fd)
+}
+
+// Close does not wait for operations that are under way.
+func (h *osHandle) Close() error {
+	if h.shut.Swap(true) {
+		return &fs.PathError{Op: "close", Path: h.name, Err: fs.ErrClosed}
+	}
+	if err := h.leave(); err != nil {
+		return &fs.PathError{Op: "close", Path: h.name, Err: err}
+	}
+	return nil
+}
+
+func (h *osHandle) OSFile() *os.File {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.file == nil {
+		h.file = os.NewFile(uintptr(h.fd), h.name)
+	}
+	return h.file
+}
+
+// maxIO is the most that is read or written by one system call: Linux takes
+// less than 2 GiB.
+const maxIO = 1 << 30
+
+func (h *osHandle) ReadAt(p []byte, off int64) (int, error) {
+	total := 0
+	for total < len(p) {
+		var n int
+		err := h.use("read", func(fd int) (err error) {
+			n, err = unix.Pread(fd, p[total:min(len(p), total+maxIO)], off+int64(total))
+			return err
+		})
+		if err != nil {
+			return total, err
+		}
+		if n == 0 {
+			return total, io.EOF
+		}
+		total += n
+	}
+	return total, nil
+}
+
+func (h *osHandle) WriteAt(p []byte, off int64) (int, error) {
+	total := 0
+	for total < len(p) {
+		var n int
+		err := h.use("write", func(fd int) (err error) {
+			n, err = unix.Pwrite(fd, p[total:min(len(p), total+maxIO)], off+int64(total))
+			if err == nil && n == 0 {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		})
+		if err != nil {
+			return total, err
+		}
+		total += n
+	}
+	return total, nil
+}
+
+func (h *osHandle) Sync() error { return h.use("sync", unix.Fsync) }
+
+// flushFD is fsync(2).
+func flushFD(fd int, name string) error {
+	for {
+		switch err := unix.Fsync(fd); err {
+		case nil:
+			return nil
+		case unix.EINTR:
+		default:
+			return &fs.PathError{Op: "sync", Path: name, Err: err}
+		}
+	}
+}
+
+func (h *osHandle) Stat() (info Info, err error) {
+	err = h.use("stat", func(fd int) (err error) {
+		info, err = statFD(fd, h.name)
+		return err
+	})
+	return info, err
+}
+
+// statFD asks fstat(2) itself: os.File.Stat allocates more than a read costs.
+func statFD(fd int, name string) (Info, error) {
 	var st unix.Stat_t
-	if err := unix.Fstat(int(h.Fd()), &st); err != nil {
-		return Info{}, &fs.PathError{Op: "stat", Path: h.Name(), Err: err}
+	if err := unix.Fstat(fd, &st); err != nil {
+		return Info{}, &fs.PathError{Op: "stat", Path: name, Err: err}
 	}
 	mode := fs.FileMode(st.Mode & 0o777)
 	switch st.Mode & syscall.S_IFMT {
@@ -372,25 +560,37 @@ func (h osHandle) Stat() (Info, error) {
 	return Info{Size: st.Size, ModTime: time.Unix(st.Mtim.Unix()), Mode: mode}, nil
 }
 
-func (h osHandle) WriteOut(off, n int64) error {
-	fd := int(h.Fd())
-	err := unix.SyncFileRange(fd, off, n, unix.SYNC_FILE_RANGE_WRITE)
-	if before := min(off, n); err == nil && before > 0 {
-		err = unix.SyncFileRange(fd, off-before, before, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
-	}
-	if err != nil && err != unix.ENOSYS {
-		return &fs.PathError{Op: "sync_file_range", Path: h.Name(), Err: err}
-	}
-	return nil
+func (h *osHandle) WriteOut(off, n int64) error {
+	return h.use("sync_file_range", func(fd int) error {
+		err := unix.SyncFileRange(fd, off, n, unix.SYNC_FILE_RANGE_WRITE)
+		if before := min(off, n); err == nil && before > 0 {
+			err = unix.SyncFileRange(fd, off-before, before, unix.SYNC_FILE_RANGE_WAIT_BEFORE)
+		}
+		if err == unix.ENOSYS {
+			return nil
+		}
+		return err
+	})
+}
+
+func (h *osHandle) Settle() error {
+	const all = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	return h.use("sync_file_range", func(fd int) error {
+		err := unix.SyncFileRange(fd, 0, 0, all)
+		if err == unix.ENOSYS {
+			return unix.Fsync(fd)
+		}
+		return err
+	})
 }
 
 // prefetchStep is how far apart Prefetch touches the file: half of the kernel's
 // usual read-ahead window.
 const prefetchStep = 64 << 10
 
-func (h osHandle) Prefetch(off, n int64) error {
+func (h *osHandle) Prefetch(off, n int64) error {
 	// The kernel may refuse the advice; the reads below do the work then.
-	_ = unix.Fadvise(int(h.Fd()), off, n, unix.FADV_WILLNEED)
+	_ = h.use("fadvise", func(fd int) error { return unix.Fadvise(fd, off, n, unix.FADV_WILLNEED) })
 	var b [1]byte
 	for at := off + min(n, prefetchStep) - 1; n > 0; at += min(n, prefetchStep) {
 		if _, err := h.ReadAt(b[:], at); err != nil && err != io.EOF {
@@ -401,46 +601,38 @@ func (h osHandle) Prefetch(off, n int64) error {
 	return nil
 }
 
-func (h osHandle) Forget(off, n int64) error {
-	return unix.Fadvise(int(h.Fd()), off, n, unix.FADV_DONTNEED)
+func (h *osHandle) Forget(off, n int64) error {
+	return h.use("fadvise", func(fd int) error { return unix.Fadvise(fd, off, n, unix.FADV_DONTNEED) })
 }
 
-func (h osHandle) Attr(name string) ([]byte, error) {
-	buf := make([]byte, 256) // ours are shorter
-	n, err := unix.Fgetxattr(int(h.Fd()), name, buf)
-	switch err {
-	case nil:
-		return buf[:n], nil
-	case unix.ENODATA:
-		return nil, fs.ErrNotExist
-	case unix.EOPNOTSUPP:
-		return nil, errors.ErrUnsupported
-	}
-	return nil, &fs.PathError{Op: "getxattr", Path: h.Name(), Err: err}
-}
-
-func (h osHandle) SetAttr(name string, value []byte) error {
-	switch err := unix.Fsetxattr(int(h.Fd()), name, value, 0); err {
-	case nil:
-		return nil
-	case unix.EOPNOTSUPP:
-		return errors.ErrUnsupported
-	default:
-		return &fs.PathError{Op: "setxattr", Path: h.Name(), Err: err}
-	}
-}
-
-func (h osHandle) RemoveAttr(name string) error {
-	switch err := unix.Fremovexattr(int(h.Fd()), name); err {
-	case nil:
-		return nil
-	case unix.ENODATA:
+// attrError is what callers know an errno of an attribute as.
+func attrError(err error) error {
+	switch {
+	case errors.Is(err, unix.ENODATA):
 		return fs.ErrNotExist
-	case unix.EOPNOTSUPP:
+	case errors.Is(err, unix.EOPNOTSUPP):
 		return errors.ErrUnsupported
-	default:
-		return &fs.PathError{Op: "removexattr", Path: h.Name(), Err: err}
 	}
+	return err
 }
 
-func (h osHandle) OSFile() *os.File { return h.File }
+func (h *osHandle) Attr(name string) ([]byte, error) {
+	buf := make([]byte, 256) // ours are shorter
+	var n int
+	err := h.use("getxattr", func(fd int) (err error) {
+		n, err = unix.Fgetxattr(fd, name, buf)
+		return err
+	})
+	if err != nil {
+		return nil, attrError(err)
+	}
+	return buf[:n], nil
+}
+
+func (h *osHandle) SetAttr(name string, value []byte) error {
+	return attrError(h.use("setxattr", func(fd int) error { return unix.Fsetxattr(fd, name, value, 0) }))
+}
+
+func (h *osHandle) RemoveAttr(name string) error {
+	return attrError(h.use("removexattr", func(fd int) error { return unix.Fremovexattr(fd, name) }))
+}

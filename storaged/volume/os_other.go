@@ -144,6 +144,8 @@ func (h osHandle) Stat() (Info, error) {
 	return Info{Size: info.Size(), ModTime: info.ModTime(), Mode: info.Mode()}, nil
 }
 
+func (h osHandle) Settle() error { return h.Sync() }
+
 func (h osHandle) WriteOut(int64, int64) error { return nil }
 
 func (h osHandle) Prefetch(off, n int64) error {

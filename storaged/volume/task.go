@@ -59,7 +59,7 @@ func run[T any](ctx context.Context, v *Volume, op func(*task) (T, error), undo 
 	t := &task{v: v, held: true, done: make(chan struct{})}
 	var result T
 	var err error
-	go func() {
+	v.hands.do(func() {
 		defer v.users.leave()
 		r, e := op(t)
 		t.release() // before the caller knows: what it does next finds a slot
@@ -74,7 +74,7 @@ func run[T any](ctx context.Context, v *Volume, op func(*task) (T, error), undo 
 		if after != nil {
 			after()
 		}
-	}()
+	})
 	if reason := t.wait(ctx); reason != nil {
 		var zero T
 		return zero, reason
@@ -89,12 +89,74 @@ func (v *Volume) background(op func()) {
 		op() // the volume is closed: what is left is closing files
 		return
 	}
-	go func() {
+	v.hands.do(func() {
 		defer v.users.leave()
 		v.slots.await()
 		defer v.slots.release()
 		op()
-	}()
+	})
+}
+
+// maxIdleHands is how many goroutines of a volume wait for the next operation.
+const maxIdleHands = 16
+
+// hands are goroutines that carry out operations. Those that have done one wait
+// for the next: their stacks have grown to what operations need.
+type hands struct {
+	mu     sync.Mutex // guards what follows
+	idle   []chan func()
+	closed bool
+	wg     sync.WaitGroup // those that wait
+}
+
+// do has f carried out by a goroutine that waits, or a new one.
+func (h *hands) do(f func()) {
+	h.mu.Lock()
+	if n := len(h.idle); n > 0 {
+		next := h.idle[n-1] // whose stack was used last
+		h.idle = h.idle[:n-1]
+		h.mu.Unlock()
+		next <- f
+		return
+	}
+	h.mu.Unlock()
+	go h.work(f)
+}
+
+func (h *hands) work(f func()) {
+	next := make(chan func(), 1)
+	for f != nil {
+		f()
+		if !h.wait(next) {
+			return
+		}
+		f = <-next // nil when the volume is closed
+		h.wg.Done()
+	}
+}
+
+// wait enters next among those that are idle, unless they are enough.
+func (h *hands) wait(next chan func()) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed || len(h.idle) == maxIdleHands {
+		return false
+	}
+	h.idle = append(h.idle, next)
+	h.wg.Add(1)
+	return true
+}
+
+// close ends those that wait. Nothing is carried out any more.
+func (h *hands) close() {
+	h.mu.Lock()
+	h.closed = true
+	for _, next := range h.idle {
+		next <- nil
+	}
+	h.idle = nil
+	h.mu.Unlock()
+	h.wg.Wait()
 }
 
 // wait waits for the task, or abandons it and says why.
@@ -105,8 +167,16 @@ func (t *task) wait(ctx context.Context) error {
 	default:
 	}
 	start, limit := time.Now(), t.v.o.StuckAfter
-	timer := time.NewTimer(limit)
-	defer timer.Stop()
+	timer, ok := t.v.timers.Get().(*time.Timer)
+	if ok {
+		timer.Reset(limit)
+	} else {
+		timer = time.NewTimer(limit)
+	}
+	defer func() {
+		timer.Stop()
+		t.v.timers.Put(timer)
+	}()
 	for {
 		var reason error
 		select {

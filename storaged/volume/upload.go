@@ -255,6 +255,26 @@ func (p piece) write(v *Volume) (*staged, error) {
 	return s, nil
 }
 
+// discard gives the piece up, and the file that it is to be written to.
+func (p piece) discard() error {
+	if p.file == nil {
+		return nil
+	}
+	return p.file.discard()
+}
+
+// missing is an error where there is a file, or it is not known.
+func (v *Volume) missing(name string) error {
+	_, err := v.root.Stat(name)
+	switch {
+	case err == nil:
+		return fmt.Errorf("%s: %w", name, ErrExcluded)
+	case errors.Is(readErrno(err), fs.ErrNotExist):
+		return nil
+	}
+	return err
+}
+
 // stage makes a new file that is to land in dir.
 func (v *Volume) stage(dir string) (*staged, error) {
 	h, err := v.root.OpenUnnamed(dir)
@@ -290,7 +310,11 @@ func (v *Volume) stage(dir string) (*staged, error) {
 // content was replaced already: then the new one stays, but may not survive a
 // loss of power. While a commit hangs its name is locked against others, who
 // are answered [ErrSick]; if the disk comes back, it is undone.
-func (u *Upload) Commit(ctx context.Context) error {
+func (u *Upload) Commit(ctx context.Context) error { return u.CommitUnless(ctx, "") }
+
+// CommitUnless is Commit that refuses, by an error matching ErrExcluded, if there
+// is a file of another name.
+func (u *Upload) CommitUnless(ctx context.Context, other string) error {
 	v := u.v
 	if u.err != nil {
 		return wrap("commit", v.id, u.name, u.err)
@@ -322,6 +346,11 @@ func (u *Upload) Commit(ctx context.Context) error {
 	u.err = os.ErrClosed
 	defer u.place.leave()
 	_, err = run(ctx, v, func(t *task) (bool, error) {
+		if other != "" {
+			if err := v.missing(other); err != nil {
+				return false, errors.Join(err, last.discard())
+			}
+		}
 		s, err := last.write(v)
 		if err != nil {
 			return false, err
@@ -344,11 +373,25 @@ type landing struct {
 	name    string
 	sum     *Sum // nil: none is stored
 	durable bool
+	grouped bool // content and name are flushed with those of others
+}
+
+// manyLandings is from how many files that land at once a flush of the whole
+// filesystem is cheaper than each file's own writing out: it hands neighbouring
+// blocks to the disk together.
+const manyLandings = 32
+
+// begin decides how the file is flushed. The caller calls end when it is.
+func (l *landing) begin() (end func()) {
+	n := l.v.landings.Add(1)
+	l.grouped = l.v.group != nil && (n >= manyLandings || !l.v.mount.Ordered)
+	return func() { l.v.landings.Add(-1) }
 }
 
 // land flushes the content, links the name and flushes that. It reports whether
 // an older content was replaced.
 func (l *landing) land(t *task, s *staged) (replaced bool, err error) {
+	defer l.begin()()
 	if err := l.settle(t, s); err != nil {
 		return false, errors.Join(err, s.discard())
 	}
@@ -359,13 +402,20 @@ func (l *landing) land(t *task, s *staged) (replaced bool, err error) {
 	err = s.h.Close()
 	if err == nil && l.durable {
 		t.release()
-		err = l.v.flushNames(parent(l.name))
+		err = l.flushName()
 	}
 	if err != nil && !replaced {
 		t.resume()
 		err = errors.Join(err, ignoreMissing(l.v.root.Unlink(l.name)))
 	}
 	return replaced, err
+}
+
+func (l *landing) flushName() error {
+	if l.grouped {
+		return l.v.group.flush()
+	}
+	return l.v.flushDirs(parent(l.name))
 }
 
 // settle stores the sum and flushes the content.
@@ -382,11 +432,15 @@ func (l *landing) settle(t *task, s *staged) error {
 	}
 	switch {
 	case !l.durable:
-	case l.v.group != nil:
+	case l.grouped:
 		t.release()
 		err := l.v.group.flush()
 		t.resume()
 		if err != nil {
+			return err
+		}
+	case l.v.mount.Ordered:
+		if err := s.h.Settle(); err != nil {
 			return err
 		}
 	default:

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"sync"
@@ -141,12 +142,15 @@ type Volume struct {
 	slots    *slots
 	uploads  chan struct{} // holds one element for each upload that has a place
 	users    users
+	hands    hands
+	timers   sync.Pool // of *time.Timer, stopped, for those who wait for a task
 	names    nameLocks
 	temps    temps
 	dirs     dirFlushers
 	flushing flushing
 	durable  durableDirs
 	group    *flusher              // nil: files and directories are flushed one by one
+	landings atomic.Int32          // uploads that are being flushed
 	failed   atomic.Pointer[error] // of the first shared flush that failed
 	attrless sync.Once             // tells once that there are no extended attributes
 	usage    atomic.Pointer[Usage]
@@ -172,20 +176,102 @@ func (v *Volume) Open(ctx context.Context, name string) (*File, error) {
 		return nil, wrap("open", v.id, name, err)
 	}
 	f, err := do(ctx, v, func(*task) (*File, error) {
-		h, err := v.root.Open(name, os.O_RDONLY)
+		h, info, err := v.openFile(name)
 		if err != nil {
-			return nil, readErrno(err)
-		}
-		info, err := h.Stat()
-		if err == nil {
-			err = regular(info)
-		}
-		if err != nil {
-			return nil, errors.Join(err, h.Close())
+			return nil, err
 		}
 		return &File{v: v, name: name, h: h, info: info}, nil
 	}, func(f *File) { f.h.Close() })
 	return f, wrap("open", v.id, name, err)
+}
+
+const (
+	// wholeRead is the largest piece that OpenRead reads at once, firstRead what it
+	// reads of a larger one: copying costs more, then, than to have the system
+	// send it.
+	wholeRead, firstRead = 32 << 10, 16 << 10
+	// aheadRead is up to where OpenRead has the system read a larger piece.
+	aheadRead = 1 << 20
+)
+
+// OpenRead opens a file for reading, and in the same operation reads the beginning
+// of the piece that is wanted into p: what choose makes of the file's description,
+// n bytes at off. Where that is all of the piece, the file is closed already, and f
+// is nil; of a large piece whose rest [File.OSFile] can send, it is a small part,
+// and the first MiB of the piece need not be prefetched. What choose sees must not
+// change: a caller that goes away does not end it.
+func (v *Volume) OpenRead(ctx context.Context, name string, p []byte, choose func(Info) (off, n int64)) (info Info, f *File, read int, err error) {
+	if err := checkName(name); err != nil {
+		return Info{}, nil, 0, wrap("open", v.id, name, err)
+	}
+	type opened struct {
+		info Info
+		file *File
+		buf  *[bufferSize]byte // nil where nothing was read
+		n    int
+	}
+	room := min(len(p), bufferSize)
+	o, err := do(ctx, v, func(*task) (opened, error) {
+		h, info, err := v.openFile(name)
+		if err != nil {
+			return opened{}, err
+		}
+		off, n := choose(info)
+		if n <= 0 {
+			return opened{info: info}, h.Close()
+		}
+		first := min(n, int64(room))
+		ahead := off
+		if n > wholeRead && h.OSFile() != nil {
+			first = min(first, firstRead)
+			ahead = off + min(n, aheadRead)
+			if err := h.Prefetch(off+first, ahead-off-first); err != nil {
+				return opened{}, errors.Join(fmt.Errorf("at %d: %w", off, err), h.Close())
+			}
+		}
+		buf := v.buffers.Get().(*[bufferSize]byte)
+		if got, err := h.ReadAt(buf[:first], off); int64(got) < first {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			v.buffers.Put(buf)
+			return opened{}, errors.Join(fmt.Errorf("at %d: %w", off+int64(got), err), h.Close())
+		}
+		o := opened{info: info, buf: buf, n: int(first)}
+		if first == n {
+			return o, h.Close()
+		}
+		o.file = &File{v: v, name: name, h: h, info: info, fetched: span{off, ahead}}
+		return o, nil
+	}, func(o opened) {
+		if o.file != nil {
+			o.file.h.Close()
+		}
+	})
+	if err != nil {
+		return Info{}, nil, 0, wrap("open", v.id, name, err)
+	}
+	if o.buf != nil {
+		copy(p, o.buf[:o.n])
+		v.buffers.Put(o.buf)
+	}
+	return o.info, o.file, o.n, nil
+}
+
+// openFile opens a regular file for reading, in a task.
+func (v *Volume) openFile(name string) (Handle, Info, error) {
+	h, err := v.root.Open(name, os.O_RDONLY)
+	if err != nil {
+		return nil, Info{}, readErrno(err)
+	}
+	info, err := h.Stat()
+	if err == nil {
+		err = regular(info)
+	}
+	if err != nil {
+		return nil, Info{}, errors.Join(err, h.Close())
+	}
+	return h, info, nil
 }
 
 // Stat describes a file.
@@ -267,6 +353,7 @@ func (v *Volume) flushGone(name string) error {
 // run have ended.
 func (v *Volume) close() error {
 	<-v.users.close()
+	v.hands.close()
 	return errors.Join(v.dropTemp(), v.root.Close())
 }
 

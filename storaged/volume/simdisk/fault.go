@@ -17,6 +17,7 @@ const (
 	OpWrite    Op = "write"
 	OpWriteOut Op = "writeout"
 	OpSync     Op = "sync"    // of a file
+	OpSettle   Op = "settle"  // of a file
 	OpSyncDir  Op = "syncdir" // of a directory
 	OpSyncFS   Op = "syncfs"
 	OpLink     Op = "link"

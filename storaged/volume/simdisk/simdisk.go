@@ -11,6 +11,9 @@
 //     flush stands for anything that it stood for since then, independently of
 //     all other names. Flushing a file flushes no name of it.
 //
+// A disk with [Options].Ordered is as kind as filesystems with a journal are in
+// one respect: a name has what was settled before it was given.
+//
 // A flush that fails loses what it should have written, and the next flush does
 // not write that again, as on Linux.
 //
@@ -42,6 +45,7 @@ type Options struct {
 	Capacity  int64            // bytes; 0 means 1 TiB
 	NoUnnamed bool             // there are no nameless files (O_TMPFILE)
 	NoAttrs   bool             // there are no extended attributes
+	Ordered   bool             // a name has what was settled before it was given
 	Now       func() time.Time // nil: time.Now; for the times of files
 }
 
@@ -101,11 +105,19 @@ type node struct {
 	attrs, diskAttr map[string]string
 	dirty           map[int64]bool // pages to be written
 	lost            map[int64]bool // pages that a failed flush threw away
+	settled         *settled       // what names given from now on have on disk
 
 	// A directory (names is not nil): the same for its names. Changed and
 	// gone hold what a name stood for since the last flush, before that first.
 	names, diskNames map[string]*node
 	changed, gone    map[string][]*node
+}
+
+// settled is a file's content and attributes when it was settled last.
+type settled struct {
+	data  []byte
+	attrs map[string]string
+	since map[int64]bool // pages written after that
 }
 
 // node makes a node. The caller holds mu, or owns d.
@@ -148,8 +160,17 @@ func (n *node) set(name string, to *node, now time.Time) {
 	} else {
 		n.names[name] = to
 		to.links++
+		to.keepSettled()
 	}
 	n.mtime = now
+}
+
+// keepSettled has the disk hold what was settled, which happens no later than a
+// name that is given now gets there.
+func (n *node) keepSettled() {
+	if s := n.settled; s != nil {
+		n.disk, n.diskAttr, n.dirty, n.settled = s.data, s.attrs, s.since, nil
+	}
 }
 
 // flush writes the node itself to the disk, or loses what it should have
@@ -168,6 +189,7 @@ func (n *node) flush(ok bool) {
 		clear(n.changed)
 		return
 	}
+	n.settled = nil
 	if !ok {
 		maps.Copy(n.lost, n.dirty)
 		clear(n.dirty)
@@ -561,9 +583,9 @@ func (d *Disk) Mount(p string) (volume.Mount, error) {
 		return volume.Mount{}, &fs.PathError{Op: "find mount", Path: p, Err: err}
 	}
 	if device, ok := d.mounts[n]; ok {
-		return volume.Mount{Point: clean(p), Device: device, Here: true, Exclusive: true}, nil
+		return volume.Mount{Point: clean(p), Device: device, Here: true, Exclusive: true, Ordered: d.o.Ordered}, nil
 	}
-	return volume.Mount{Point: "/", Device: "/dev/sim"}, nil
+	return volume.Mount{Point: "/", Device: "/dev/sim", Ordered: d.o.Ordered}, nil
 }
 
 // root implements volume.Root.
@@ -947,6 +969,9 @@ func (h *handle) WriteAt(p []byte, off int64) (n int, err error) {
 		for page := off / pageSize; page*pageSize < off+int64(len(fits)); page++ {
 			h.n.dirty[page] = true
 			delete(h.n.lost, page)
+			if h.n.settled != nil {
+				h.n.settled.since[page] = true
+			}
 		}
 		h.n.mtime = h.d.o.Now()
 		n = len(fits)
@@ -966,6 +991,29 @@ func (h *handle) Stat() (info volume.Info, err error) {
 func (h *handle) Sync() error {
 	err := h.op(OpSync, func() error {
 		h.n.flush(true)
+		return nil
+	})
+	if err != nil {
+		h.lose(func() { h.n.flush(false) })
+	}
+	return err
+}
+
+// Settle is Sync where the disk keeps no order.
+func (h *handle) Settle() error {
+	if !h.d.o.Ordered {
+		return h.Sync()
+	}
+	err := h.op(OpSettle, func() error {
+		n := h.n
+		s := &settled{slices.Clone(n.data), maps.Clone(n.attrs), make(map[int64]bool)}
+		for page := range n.lost { // nobody writes them again
+			old := resize(slices.Clone(n.disk), int64(len(n.data)))
+			if at := page * pageSize; at < int64(len(old)) {
+				copy(s.data[at:min(at+pageSize, int64(len(old)))], old[at:])
+			}
+		}
+		n.settled = s
 		return nil
 	})
 	if err != nil {

@@ -125,6 +125,41 @@ func TestFlushed(t *testing.T) {
 	}
 }
 
+// TestOrdered: a name has what was settled before it was given, also where
+// neither was flushed, and nothing that came later for sure.
+func TestOrdered(t *testing.T) {
+	t.Parallel()
+	saw := make(map[string]bool)
+	for seed := range uint64(100) {
+		d := New(Options{Ordered: true})
+		r := open(t, d)
+		h, err := r.OpenUnnamed(".")
+		must(t, err)
+		_, err = h.WriteAt([]byte("content"), 0)
+		must(t, err, h.SetAttr("user.a", []byte("1")), h.Settle())
+		_, err = h.WriteAt([]byte("later"), pageSize)
+		must(t, err, r.Link(h, "a"))
+		d = d.Crash(rand.New(rand.NewPCG(seed, 0)))
+		switch got, err := d.ReadFile("/d/a"); {
+		case errors.Is(err, fs.ErrNotExist):
+			saw["no name"] = true
+		case err != nil:
+			t.Fatal(err)
+		case !bytes.HasPrefix(got, []byte("content")):
+			t.Fatalf("seed %d: a is %q", seed, got[:min(20, len(got))])
+		case len(got) == len("content"):
+			saw["settled"] = true
+		case bytes.HasSuffix(got, []byte("later")):
+			saw["later"] = true
+		}
+	}
+	for _, state := range []string{"no name", "settled", "later"} {
+		if !saw[state] {
+			t.Errorf("no crash gave %q", state)
+		}
+	}
+}
+
 // TestFailedFlush loses what a flush could not write, though the next succeeds.
 func TestFailedFlush(t *testing.T) {
 	t.Parallel()
