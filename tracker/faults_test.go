@@ -74,6 +74,13 @@ func (s *shaky) Tempfile(ctx context.Context, fid protocol.FID) (schema.Tempfile
 	return s.Store.Tempfile(ctx, fid)
 }
 
+func (s *shaky) CloseFile(ctx context.Context, c schema.Close) error {
+	if err := s.fault(ctx); err != nil {
+		return err
+	}
+	return s.Store.CloseFile(ctx, c)
+}
+
 func (s *shaky) DeleteKey(ctx context.Context, dmid schema.DMID, key string) (protocol.FID, error) {
 	if err := s.fault(ctx); err != nil {
 		return 0, err

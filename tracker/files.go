@@ -338,10 +338,18 @@ func (t *Tracker) listKeys(ctx context.Context, q *query) error {
 	q.reply.AddInt("key_count", int64(len(keys)))
 	q.reply.Add("next_after", keys[len(keys)-1])
 	for i, key := range keys {
-		q.reply.Add("key_"+strconv.Itoa(i+1), key)
+		q.reply.Add(keyNames[i], key)
 	}
 	return nil
 }
+
+// keyNames are the names of the keys of a page: "key_1" and so on.
+var keyNames = func() (names [maxListKeys]string) {
+	for i := range names {
+		names[i] = "key_" + strconv.Itoa(i+1)
+	}
+	return names
+}()
 
 // listFIDs answers a page of all files, by number.
 func (t *Tracker) listFIDs(ctx context.Context, q *query) error {

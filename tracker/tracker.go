@@ -232,6 +232,7 @@ type Tracker struct {
 	usages    classUsages
 
 	paths      *pathCache
+	openings   *openings
 	pathCounts pathCounters
 
 	queries  *queryWorkers
@@ -272,6 +273,7 @@ func New(o Options) (*Tracker, error) {
 		Workers: t.workerCounts, Abandoned: t.abandonedCounts, Watchers: t.watchers.len, QueueLengths: t.lengths.count,
 	})
 	t.paths = newPathCache(t.now, maxPathEntries, maxPathBytes)
+	t.openings = newOpenings()
 	t.pathCounts = newPathCounters(t.metrics.Registry(), t.paths.len)
 	t.build(numbers)
 	t.commands = t.table()

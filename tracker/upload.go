@@ -73,6 +73,7 @@ func (t *Tracker) createOpen(ctx context.Context, q *query) error {
 	if err != nil {
 		return err
 	}
+	t.openings.remember(row, t.now())
 	urls := make([]string, len(devs))
 	for i, d := range devs {
 		urls[i] = d.WriteURL(row.FID, q.viewer)
@@ -218,19 +219,23 @@ func (q *query) closing() (closing, error) {
 	return c, nil
 }
 
-// createClose turns an upload into a file. The row of the upload and its bytes
-// are looked up side by side; refusals come in the protocol's order. Most take
+// createClose turns an upload into a file. The row of the upload, where this tracker
+// does not remember it, and its bytes are looked up side by side; refusals come in the protocol's order. Most take
 // the upload back, so that its bytes go.
 func (t *Tracker) createClose(ctx context.Context, q *query) error {
 	c, err := q.closing()
 	if err != nil {
 		return err
 	}
-	size := t.measure(ctx, c)
-	defer size.abandon()
-	row, err := t.store.Tempfile(ctx, c.fid)
-	if err != nil {
-		return err
+	measure := func() (int64, error) { return t.storage.Size(ctx, c.path) }
+	row, opened := t.openings.take(c.fid, t.now())
+	if !opened {
+		size := t.measure(ctx, c)
+		defer size.abandon()
+		measure = size.wait
+		if row, err = t.store.Tempfile(ctx, c.fid); err != nil {
+			return err
+		}
 	}
 	if row.DMID != c.domain.ID { // another domain's upload is none of this one
 		return protocol.ErrNoTempfile
@@ -241,7 +246,7 @@ func (t *Tracker) createClose(ctx context.Context, q *query) error {
 	if c.key == "" {
 		return t.discard(ctx, c, nil)
 	}
-	length, err := size.wait()
+	length, err := measure()
 	if err != nil {
 		if ctx.Err() != nil { // we were too slow, which says nothing of the upload
 			return fmt.Errorf("measure fid %d on dev%d: %w", c.fid, c.dev, err)

@@ -151,7 +151,7 @@ func TestSurplusBesideAHungDevice(t *testing.T) {
 func TestSurplusAtTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 2, 1)
-		r.options.PerDevice = 1
+		r.options.PerDevice, r.options.SmallFile = 1, -1
 		r.ours(1, 2)
 		r.cluster.Change(1, func(d *cluster.Device, _ *cluster.Host) { d.Status = schema.DeviceDrain })
 		const files = 3

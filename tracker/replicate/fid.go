@@ -47,9 +47,8 @@ type round struct {
 	// As read from the database.
 	file     schema.LocatedFile
 	encoding *schema.Encoding  // nil where the file is kept in copies
-	sum      protocol.Checksum // zero where none is recorded, or it was not read yet
-	sumRead  bool
-	pending  []protocol.DevID // copies or shards of the fid on these wait to be deleted
+	sum      protocol.Checksum // zero where none is recorded
+	pending  []protocol.DevID  // copies or shards of the fid on these wait to be deleted
 	rereads  int
 
 	// As of the snapshot that the present step goes by.
@@ -263,24 +262,20 @@ func (r *round) report(what outcome, format string, args ...any) {
 
 // read reads what the database knows of the fid.
 func (r *round) read(ctx context.Context) error {
-	fids := []protocol.FID{r.job.FID}
-	files, err := r.w.o.Store.FilesByFID(ctx, fids)
+	files, err := r.w.o.Store.Inspect(ctx, []protocol.FID{r.job.FID})
 	if err != nil {
 		return fmt.Errorf("read fid %d: %w", r.job.FID, err)
 	}
 	if len(files) == 0 {
 		return errGone
 	}
-	r.file = files[0]
-	if err := r.readEncoding(ctx); err != nil {
-		return err
-	}
-	pending, err := r.w.o.Store.PendingDeletions(ctx, fids)
-	if err != nil {
-		return fmt.Errorf("read pending deletions of fid %d: %w", r.job.FID, err)
+	f := files[0]
+	r.file, r.encoding = f.LocatedFile, f.Encoding
+	if r.sum.IsZero() {
+		r.sum = f.Checksum
 	}
 	r.pending = r.pending[:0]
-	for _, dev := range pending[r.job.FID] {
+	for _, dev := range f.Pending {
 		if !r.announcedOn(dev) {
 			r.pending = append(r.pending, dev)
 		}
@@ -422,19 +417,27 @@ func (r *round) near(dst *cluster.Device) []string {
 	return []string{local, dst.Zone()}
 }
 
+// limiter bounds how many such files a device is used for.
+func (r *round) limiter() *work.Limiter {
+	if r.file.Length <= r.w.o.SmallFile {
+		return r.w.minor
+	}
+	return r.w.devices
+}
+
 // use takes the first of devs that is not used to its limit, until leave is
 // called. Where all are it waits for the first, if that is not for long, else it
 // stands in line there.
 func (r *round) use(ctx context.Context, devs []*cluster.Device) (d *cluster.Device, leave func()) {
 	for _, d := range devs {
-		if leave, ok := r.w.devices.TryAcquire(d.ID); ok {
+		if leave, ok := r.limiter().TryAcquire(d.ID); ok {
 			return d, leave
 		}
 	}
-	if leave, ok := r.w.devices.AcquireSoon(ctx, devs[0].ID); ok {
+	if leave, ok := r.limiter().AcquireSoon(ctx, devs[0].ID); ok {
 		return devs[0], leave
 	}
-	r.wait = r.w.devices.Line(devs[0].ID)
+	r.wait = r.limiter().Line(devs[0].ID)
 	return nil, nil
 }
 
@@ -468,9 +471,6 @@ func (r *round) copyDone(src, dst *cluster.Device, how string, began time.Time) 
 // either device is remembered, and is no error: how is empty then.
 func (r *round) transfer(ctx context.Context, src, dst *cluster.Device) (how string, err error) {
 	fid := r.file.FID
-	if err := r.readSum(ctx); err != nil {
-		return "", err
-	}
 	if err := r.announce(ctx, announcement{dst.ID, schema.Raw}); err != nil {
 		return "", err
 	}
@@ -530,19 +530,6 @@ func (w *Worker) transfer(ctx context.Context, dst *cluster.Device, c storage.Co
 	}
 	sum, err = w.o.Storage.Copy(ctx, c)
 	return sum, streamed, err
-}
-
-// readSum reads the checksum to compare with, once.
-func (r *round) readSum(ctx context.Context) error {
-	if r.sumRead {
-		return nil
-	}
-	sum, err := r.w.o.Store.Checksum(ctx, r.file.FID)
-	if err != nil {
-		return fmt.Errorf("read the checksum of fid %d: %w", r.file.FID, err)
-	}
-	r.sum, r.sumRead = sum, true
-	return nil
 }
 
 // announce enters in copy_to_delete what may land on a device, unless that was

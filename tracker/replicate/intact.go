@@ -73,9 +73,6 @@ func (r *round) rightContent(ctx context.Context, p placement.Placement) (bool, 
 	if right, read := r.contents[dev]; read {
 		return right, nil
 	}
-	if err := r.readSum(ctx); err != nil {
-		return false, err
-	}
 	if r.sum.IsZero() && !p.Device.Host.Capabilities.Has(storage.CapabilitySum) {
 		return true, nil
 	}

@@ -22,9 +22,16 @@ import (
 // hundreds of files whose only copy is on one of them: all that needs neither is
 // done, by few workers, and those that wait are not looked at all the time.
 func TestHungDeviceHoldsUpNoOther(t *testing.T) {
+	t.Run("files", func(t *testing.T) { hungDevice(t, -1, 4) })
+	t.Run("small files", func(t *testing.T) { hungDevice(t, 0, 32) })
+}
+
+// hungDevice has two of six devices hang for files that are small up to small
+// bytes, of which a device is to have limit at once.
+func hungDevice(t *testing.T, small int64, limit int) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 6, 1)
-		r.options.Jobs, r.options.PerDevice = 16, 4
+		r.options.Jobs, r.options.PerDevice, r.options.SmallFile = 16, 4, small
 		var mu sync.Mutex
 		uses := make(map[protocol.DevID]int)
 		most := make(map[protocol.DevID]int)
@@ -75,14 +82,14 @@ func TestHungDeviceHoldsUpNoOther(t *testing.T) {
 			t.Errorf("%d of 300 files that need no hung device were copied", done)
 		}
 		for dev, n := range most {
-			if n > 4 {
+			if n > limit {
 				t.Errorf("%d copies at once with dev%d", n, dev)
 			}
 		}
 		if n := r.store.Calls("Claim"); n > 3000 {
 			t.Errorf("%d claims in 4 minutes", n)
 		}
-		if n := r.store.Calls("FilesByFID"); n > 8000 {
+		if n := r.store.Calls("Inspect"); n > 8000 {
 			t.Errorf("files were looked at %d times", n)
 		}
 	})

@@ -175,14 +175,14 @@ func (r *round) nextTarget(from *cluster.Device, to []protocol.DevID) (d *cluste
 		next, ok := placement.Away(r.policy, q, from.ID, to)
 		switch {
 		case !ok && len(crowded) > 0:
-			r.wait = r.w.devices.Line(crowded[0])
+			r.wait = r.limiter().Line(crowded[0])
 			return nil, nil, placement.Copy
 		case !ok:
 			return nil, nil, placement.Wait
 		case next == nil:
 			return nil, nil, placement.Good
 		}
-		if leave, ok := r.w.devices.TryAcquire(next.ID); ok {
+		if leave, ok := r.limiter().TryAcquire(next.ID); ok {
 			return next, leave, placement.Copy
 		}
 		crowded = append(crowded, next.ID)

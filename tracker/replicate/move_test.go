@@ -135,7 +135,7 @@ func TestMoveAnywhere(t *testing.T) {
 func TestClientsGoBeforeMoves(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newRig(t, 3, 2)
-		r.options.Jobs = 1
+		r.options.Jobs, r.options.SmallFile = 1, -1
 		var order []protocol.FID
 		r.disks.OnCopy = func(_ context.Context, _, _ protocol.DevID, fid protocol.FID) error {
 			order = append(order, fid)

@@ -61,12 +61,10 @@ type Store interface {
 	work.Leaser
 	schema.Encodings
 	Finish(ctx context.Context, jobs []schema.Job) (int, error)
-	FilesByFID(ctx context.Context, fids []protocol.FID) ([]schema.LocatedFile, error)
-	Checksum(ctx context.Context, fid protocol.FID) (protocol.Checksum, error)
+	Inspect(ctx context.Context, fids []protocol.FID) ([]schema.Inspected, error)
 	SetChecksum(ctx context.Context, fid protocol.FID, sum protocol.Checksum) error
 	AddLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
 	DropLocation(ctx context.Context, fid protocol.FID, dev protocol.DevID, seen []protocol.DevID) error
-	PendingDeletions(ctx context.Context, fids []protocol.FID) (map[protocol.FID][]protocol.DevID, error)
 	QueueCopyDeletion(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What) error
 	AnnounceCopy(ctx context.Context, fid protocol.FID, dev protocol.DevID, what schema.What, delay time.Duration) error
 	QueueFsck(ctx context.Context, fids []protocol.FID, delay time.Duration, arg string) error
@@ -100,6 +98,7 @@ type Options struct {
 
 	Jobs       int           // fids worked on at once, at first; below 1 there are none
 	PerDevice  int           // copies that a device is source or destination of at once; default 4
+	SmallFile  int64         // up to how many bytes a file is small; default 256 KiB, below 0 none is
 	MinFreeMB  int64         // space that a device must have to take a copy, in MiB
 	UseGetPort bool          // read sources through the hosts' get ports
 	Local      netip.Addr    // an address in the tracker's network; the zero value is in none
@@ -119,12 +118,16 @@ type Options struct {
 type Worker struct {
 	o       Options
 	pool    *work.Pool
-	feed    *work.Feed // file_to_replicate
-	moves   *work.Feed // file_to_queue, of rebalance
-	devices *work.Limiter
+	feed    *work.Feed    // file_to_replicate
+	moves   *work.Feed    // file_to_queue, of rebalance
+	devices *work.Limiter // files that are not small
+	minor   *work.Limiter // small files
 	shards  *work.Limiter
+	small   smalls
 	waiters *waiters
 	metrics metrics
+
+	siftRand *rand.Rand // sift's own: the feed runs it once at a time
 
 	mu   sync.Mutex // guards rand
 	rand *rand.Rand
@@ -200,19 +203,24 @@ func New(o Options) *Worker {
 	if o.PerDevice <= 0 {
 		o.PerDevice = 4
 	}
+	if o.SmallFile == 0 {
+		o.SmallFile = smallFile
+	}
 	w := &Worker{
 		o: o, rand: o.Rand, metrics: newMetrics(o.Metrics),
-		devices: work.NewLimiter(o.PerDevice), shards: work.NewLimiter(shardsPerCopy * o.PerDevice), waiters: newWaiters(),
+		devices: work.NewLimiter(o.PerDevice), minor: work.NewLimiter(smallPerCopy * o.PerDevice), shards: work.NewLimiter(shardsPerCopy * o.PerDevice), waiters: newWaiters(),
 	}
+	w.siftRand = w.newRand()
 	w.pool = work.NewPool("replicate", o.Jobs, w.work, o.Log)
 	w.pool.Notify, w.pool.Watchdog = o.Notify, watchdog
 	if o.Numbers != nil {
 		w.pool.Numbers = o.Numbers
 	}
-	feed := func(q schema.Queue) *work.Feed {
+	feed := func(q schema.Queue, sift func(context.Context, []schema.Job) []schema.Job) *work.Feed {
 		return work.NewFeed(work.FeedOptions{
 			Store:  o.Store,
 			Queue:  q,
+			Sift:   sift,
 			Batch:  o.Batch,
 			Lease:  o.Lease,
 			Idle:   o.Idle,
@@ -222,7 +230,7 @@ func New(o Options) *Worker {
 			Log:    o.Log,
 		})
 	}
-	w.feed, w.moves = feed(schema.QueueReplicate), feed(schema.QueueRebalance)
+	w.feed, w.moves = feed(schema.QueueReplicate, w.sift), feed(schema.QueueRebalance, nil)
 	return w
 }
 
@@ -262,17 +270,24 @@ func (w *Worker) Run(ctx context.Context) error {
 // shows that it gets on.
 const watchdog = 90 * time.Second
 
-// work is one worker. What a client waits for goes before what is queued, and
+// work is one worker. It works on one file at a time, or several small ones. What a client waits for goes before what is queued, and
 // what clients and failures have queued before moves.
-func (w *Worker) work(ctx context.Context, id int) error {
+func (w *Worker) work(ctx context.Context, id int) (err error) {
 	hard := work.InProgress(ctx)
 	rng := w.newRand()
+	small := w.newTogether()
+	defer func() { err = errors.Join(err, small.wait()) }()
 	for ctx.Err() == nil {
 		work.Alive(ctx)
 		if fid, ok := w.waiters.next(); ok {
 			w.handleUrgent(hard, id, rng, fid)
 		} else if leases := w.feed.Take(ctx, 1); len(leases) > 0 {
-			w.handle(hard, id, rng, leases[0])
+			lease := leases[0]
+			if !w.small.take(lease.Job().FID) {
+				w.handle(hard, id, rng, lease)
+			} else if err := small.do(func(rng *rand.Rand) { w.handle(hard, id, rng, lease) }); err != nil {
+				return err
+			}
 		} else if leases := w.moves.Take(ctx, 1); len(leases) > 0 {
 			w.handleMove(hard, id, rng, leases[0])
 		} else {

@@ -87,6 +87,9 @@ func (r *rig) start() (stop func()) {
 	r.t.Helper()
 	r.metrics = prometheus.NewRegistry()
 	r.options.Metrics = r.metrics
+	if r.options.Jobs == 1 && r.options.SmallFile == 0 {
+		r.options.SmallFile = -1 // a test that wants one thing after the other
+	}
 	w := replicate.New(r.options)
 	ctx, cancel := context.WithCancel(r.t.Context())
 	done := make(chan error, 1)

@@ -37,19 +37,6 @@ const (
 	placeTimeout = 5 * time.Second
 )
 
-// readEncoding reads how the file is encoded.
-func (r *round) readEncoding(ctx context.Context) error {
-	r.encoding = nil
-	found, err := r.w.o.Store.EncodingsOf(ctx, []protocol.FID{r.file.FID})
-	if err != nil {
-		return fmt.Errorf("read the encoding of fid %d: %w", r.file.FID, err)
-	}
-	if e, ok := found[r.file.FID]; ok {
-		r.encoding = &e
-	}
-	return nil
-}
-
 // lookAtShards matches the encoding that was read with the present snapshot.
 func (r *round) lookAtShards() {
 	r.encoded = nil
@@ -159,9 +146,6 @@ func (r *round) encode(ctx context.Context, plan placement.Plan) (outcome, error
 		return busy, nil
 	}
 	defer leaveSeats()
-	if err := r.readSum(ctx); err != nil {
-		return "", err
-	}
 	e := schema.Encoding{FID: r.file.FID, K: plan.K, M: plan.M, Block: shardBlock, Epoch: 1}
 	for e.ID == 0 {
 		e.ID = r.rng.Uint64()
@@ -576,10 +560,10 @@ func (r *round) decode(ctx context.Context, to []*cluster.Device) (outcome, erro
 
 // decodeTo makes one copy of a file from its shards.
 func (r *round) decodeTo(ctx context.Context, dst *cluster.Device) (outcome, error) {
-	release, ok := r.w.devices.TryAcquire(dst.ID)
+	release, ok := r.limiter().TryAcquire(dst.ID)
 	if !ok {
-		if release, ok = r.w.devices.AcquireSoon(ctx, dst.ID); !ok {
-			r.wait = r.w.devices.Line(dst.ID)
+		if release, ok = r.limiter().AcquireSoon(ctx, dst.ID); !ok {
+			r.wait = r.limiter().Line(dst.ID)
 			return busy, nil
 		}
 	}

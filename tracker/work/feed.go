@@ -33,6 +33,10 @@ type FeedOptions struct {
 	Lease time.Duration // how long a row is leased, renewed by then; default 120 s
 	Idle  time.Duration // pause after a claim that found nothing, times 0.8 to 1.2; default 1 s
 	Pool  *Pool         // whose workers take from the feed: it wakes them, and they it; may be nil
+	// Sift deals at once with those of the rows claimed that need no more than a
+	// look, and returns the rest, for workers; nil deals with none. The leases of
+	// rows it keeps are its own to end.
+	Sift func(ctx context.Context, jobs []schema.Job) (rest []schema.Job)
 	// Outage is told when the database is away, shared with others; default its
 	// own, on Log.
 	Outage *Outage
@@ -45,6 +49,9 @@ const (
 	maxClaimWait = 10 * time.Second // longest pause between claims while the database is away
 	firstBatch   = 16               // rows of a feed's first claim; later ones adapt
 	giveBackJobs = 16               // rows given back at once
+	// siftPause is how long rows gather after those that were due have been
+	// sifted, so that they are looked at together.
+	siftPause = 50 * time.Millisecond
 )
 
 // Feed claims rows of one queue for a tracker's workers. It claims when a
@@ -113,23 +120,33 @@ func (f *Feed) Take(ctx context.Context, limit int) []*Lease {
 	if leases := f.takeWaiting(limit); len(leases) > 0 {
 		return leases
 	}
-	size, ok := f.mayClaim(limit)
-	if !ok {
-		return nil
+	for ctx.Err() == nil {
+		size, ok := f.mayClaim(limit)
+		if !ok {
+			return nil
+		}
+		began := time.Now()
+		callCtx, cancel := context.WithTimeout(ctx, callTimeout)
+		jobs, err := f.o.Store.Claim(callCtx, f.o.Queue, size, f.o.Lease)
+		cancel()
+		if ctx.Err() != nil && err != nil {
+			return nil
+		}
+		claimed := len(jobs)
+		if f.o.Sift != nil && claimed > 0 {
+			jobs = f.o.Sift(ctx, jobs)
+		}
+		f.settle(began, size, claimed, jobs, err)
+		leases := f.takeWaiting(limit)
+		if len(jobs) > len(leases) && f.o.Pool != nil {
+			f.o.Pool.Wake() // there is something for other workers too
+		}
+		if len(leases) > 0 || claimed == 0 {
+			return leases
+		}
+		Alive(ctx)
 	}
-	began := time.Now()
-	callCtx, cancel := context.WithTimeout(ctx, callTimeout)
-	jobs, err := f.o.Store.Claim(callCtx, f.o.Queue, size, f.o.Lease)
-	cancel()
-	if ctx.Err() != nil && err != nil {
-		return nil
-	}
-	f.settle(began, size, jobs, err)
-	leases := f.takeWaiting(limit)
-	if len(jobs) > len(leases) && f.o.Pool != nil {
-		f.o.Pool.Wake() // there is something for other workers too
-	}
-	return leases
+	return nil
 }
 
 // takeWaiting hands out rows left over, forgetting those that have been left
@@ -173,8 +190,9 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// settle takes note of what a claim brought.
-func (f *Feed) settle(began time.Time, size int, jobs []schema.Job, err error) {
+// settle takes note of what a claim for size rows brought: claimed rows, of which
+// jobs are left.
+func (f *Feed) settle(began time.Time, size, claimed int, jobs []schema.Job, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil {
@@ -191,12 +209,15 @@ func (f *Feed) settle(began time.Time, size int, jobs []schema.Job, err error) {
 	}
 	f.o.Outage.Answered()
 	f.failures = 0
-	if len(jobs) == 0 {
+	switch {
+	case claimed == 0:
 		f.nextClaim = time.Now().Add(f.jitter(f.o.Idle))
 		return
+	case claimed < size && len(jobs) == 0:
+		f.nextClaim = time.Now().Add(siftPause)
 	}
 	switch used := began.Sub(f.claimed); {
-	case used < time.Second && len(jobs) == size:
+	case used < time.Second && claimed == size:
 		f.size = min(2*size, f.o.Batch)
 	case used > 10*time.Second:
 		f.size = max(1, size/2)

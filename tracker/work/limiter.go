@@ -106,12 +106,12 @@ func (l *Limiter) TryAcquire(dev protocol.DevID) (release func(), ok bool) {
 
 // AcquireSoon is Acquire that waits for a moment, if it is likely that dev then
 // has a use free: its uses are short, one has begun or ended a moment ago, and
-// no more callers wait for it than it can serve at once. It reports whether it
-// had a use.
+// no more callers wait for it than it can serve at once, or soon enough at its
+// pace. It reports whether it had a use.
 func (l *Limiter) AcquireSoon(ctx context.Context, dev protocol.DevID) (release func(), ok bool) {
 	l.mu.Lock()
 	d := l.device(dev)
-	ok = d.pace < brisk && time.Since(d.changed) < brisk && d.soon < l.each
+	ok = d.pace < brisk && time.Since(d.changed) < brisk && d.soon < l.each*max(1, int(brisk/2/d.pace))
 	if ok {
 		d.soon++
 	}
