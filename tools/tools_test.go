@@ -8,9 +8,9 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/urfave/cli/v2"
 	"go.uber.org/goleak"
@@ -146,27 +146,16 @@ func TestParseUsage(t *testing.T) {
 	}
 }
 
-// Quantiles are right to 2 %.
-func TestHistogram(t *testing.T) {
-	var a, b histogram
-	if a.quantile(0.5) != 0 {
-		t.Error("nothing has a median")
-	}
-	for i := range 10_000 {
-		h := &a
-		if i%3 == 0 {
-			h = &b
-		}
-		h.add(time.Duration(i+1) * time.Millisecond)
-	}
-	a.merge(&b)
-	for q, want := range map[float64]time.Duration{0.5: 5 * time.Second, 0.99: 9900 * time.Millisecond, 1: 10 * time.Second} {
-		if got := a.quantile(q); got < want || got > time.Duration(float64(want)*growth) {
-			t.Errorf("quantile %v is %v, want %v", q, got, want)
+func TestParsePids(t *testing.T) {
+	for list, want := range map[string][]int{"": nil, "12": {12}, " 12, 34,": {12, 34}, "12,12": {12}} {
+		if got, err := parsePids(list); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %v, %v; want %v", list, got, err, want)
 		}
 	}
-	if a.max != 10*time.Second || a.total != 10_000 {
-		t.Errorf("max %v of %d", a.max, a.total)
+	for _, list := range []string{"x", "-1", "0", "1.5", "12 34"} {
+		if got, err := parsePids(list); err == nil {
+			t.Errorf("%q: %v", list, got)
+		}
 	}
 }
 

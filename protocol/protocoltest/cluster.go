@@ -70,6 +70,8 @@ func NewCluster(t testing.TB, trackers, hosts int) *Cluster {
 				return []string{"uptime 42", "pending_queries 0", "processing_queries 0", "bored_queryworkers 20", "queries 7"}
 			case "!version":
 				return []string{"2.73"}
+			case "!jobs":
+				return []string{"replicate count 1", "replicate desired 1", "replicate pids 12"}
 			}
 			return []string{"Mogilefsd admin commands:"}
 		}))

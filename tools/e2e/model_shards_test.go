@@ -361,7 +361,7 @@ func (w *world) convert(rt *rapid.T) {
 	cut := rapid.Bool().Draw(rt, "power is cut")
 	if !cut {
 		heal = h.disk.Inject(simdisk.Fault{
-			Ops:   []simdisk.Op{rapid.SampledFrom([]simdisk.Op{simdisk.OpSync, simdisk.OpSyncDir, simdisk.OpWrite, simdisk.OpRead, simdisk.OpCreate, simdisk.OpLink, simdisk.OpRename, simdisk.OpUnlink}).Draw(rt, "op")},
+			Ops:   []simdisk.Op{rapid.SampledFrom([]simdisk.Op{simdisk.OpSync, simdisk.OpSettle, simdisk.OpSyncDir, simdisk.OpWrite, simdisk.OpRead, simdisk.OpCreate, simdisk.OpLink, simdisk.OpRename, simdisk.OpUnlink}).Draw(rt, "op")},
 			Skip:  rapid.IntRange(0, 10).Draw(rt, "skip"),
 			Times: rapid.IntRange(1, 5).Draw(rt, "times"),
 			Err:   rapid.SampledFrom([]error{syscall.EIO, syscall.ENOSPC}).Draw(rt, "error"),

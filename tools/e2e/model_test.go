@@ -271,7 +271,7 @@ func newWorld(t *testing.T, rt *rapid.T, ips []string, storagePort, trackerPort 
 		rt.Fatal(err)
 	}
 	for i, ip := range ips {
-		disk := simdisk.New(simdisk.Options{NoUnnamed: i == 1, NoAttrs: i == 2})
+		disk := simdisk.New(simdisk.Options{NoUnnamed: i == 1, NoAttrs: i == 2, Ordered: i%2 == 0})
 		for j := range 2 {
 			if err := disk.MkdirAll(fmt.Sprintf("/mogdata/dev%d", 2*i+j+1)); err != nil {
 				rt.Fatal(err)
@@ -686,7 +686,7 @@ func (w *world) putOnFault(rt *rapid.T) {
 	key, s := newKey(rt), w.newState(rt)
 	h := rapid.SampledFrom(w.hosts).Draw(rt, "host")
 	rng := w.rng(rt)
-	op := rapid.SampledFrom([]simdisk.Op{simdisk.OpSync, simdisk.OpSyncDir, simdisk.OpWrite, simdisk.OpSetAttr, simdisk.OpClose}).Draw(rt, "op")
+	op := rapid.SampledFrom([]simdisk.Op{simdisk.OpSync, simdisk.OpSettle, simdisk.OpSyncDir, simdisk.OpWrite, simdisk.OpSetAttr, simdisk.OpClose}).Draw(rt, "op")
 	heal := h.disk.Inject(simdisk.Fault{
 		Ops:   []simdisk.Op{op},
 		Skip:  rapid.IntRange(0, 3).Draw(rt, "skip"),

@@ -123,7 +123,7 @@ func Run(ctx context.Context, o Options, clients []Op) (Outcome, error) {
 
 // cpuAt is the processor time used by a moment to come.
 func cpuAt(ctx context.Context, at time.Time, pids []int) ([]time.Duration, error) {
-	if !sleep(ctx, time.Until(at)) {
+	if !Sleep(ctx, time.Until(at)) {
 		return nil, ctx.Err()
 	}
 	return CPU(pids)
@@ -133,7 +133,7 @@ func (t *tally) run(ctx context.Context, s *schedule, op Op) {
 	for ctx.Err() == nil {
 		now := time.Now()
 		n, at, more := s.due(now)
-		if !more || !sleep(ctx, at.Sub(now)) {
+		if !more || !Sleep(ctx, at.Sub(now)) {
 			return
 		}
 		work, err := op(n)
@@ -154,8 +154,8 @@ func (t *tally) run(ctx context.Context, s *schedule, op Op) {
 	}
 }
 
-// sleep is false where ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
+// Sleep waits; it is false where ctx ended first.
+func Sleep(ctx context.Context, d time.Duration) bool {
 	if d <= 0 {
 		return true
 	}

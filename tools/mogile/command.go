@@ -35,10 +35,10 @@ const (
 // the exit code. Cancelling ctx stops what runs, politely.
 func Run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogtool") {
-		return tools.Run(ctx, args, stdin, stdout, stderr)
+		return tools.Run(tools.WithNamespace(ctx, namespace{}), args, stdin, stdout, stderr)
 	}
 	if len(args) > 1 && args[1] == "mogtool" {
-		return tools.Run(ctx, args[1:], stdin, stdout, stderr)
+		return tools.Run(tools.WithNamespace(ctx, namespace{}), args[1:], stdin, stdout, stderr)
 	}
 	if len(args) > 0 && strings.HasPrefix(filepath.Base(args[0]), "mogadm") {
 		return tools.RunAdm(ctx, args, stdin, stdout, stderr)
