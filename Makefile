@@ -1,10 +1,13 @@
 # make         build ./mogile, and link its other names to it
 # make test    install what the tests need, and run them all with the race detector
+# make budgets compare allocations and system calls of hot operations with those recorded
+# make budgets-write  record them
 # make scenarios  the long end-to-end tests, which make test leaves out
 # make soak    the same scenarios in large, and an hour of fuzzing
 # make fuzz    the fuzz targets alone, FUZZ seconds in all
 # make lint    formatting, go vet, staticcheck
-# make bench   the benchmarks
+# make bench   Mogile beside pgbench, nginx and fio, into docs/performance.md
+# make bench-units  the benchmarks of single packages
 # make bench-shards  those of erasure coding, on a tmpfs, beside their yardsticks
 
 GO    ?= go
@@ -18,7 +21,7 @@ PARALLEL ?= 2
 # Seconds of fuzzing, shared by all targets.
 FUZZ ?= 3600
 
-.PHONY: all build test scenarios soak fuzz lint vulncheck bench bench-shards deps clean
+.PHONY: all build test budgets budgets-write scenarios soak fuzz lint vulncheck bench bench-units bench-shards deps clean
 
 all: build
 
@@ -29,6 +32,15 @@ build:
 
 test: deps
 	$(GO) test -race -p $(PARALLEL) -parallel 4 -timeout 8m ./...
+
+budgets:
+	@.ci/deps
+	@.ci/deps budgets
+	MOGILE_BUDGETS=check $(GO) test -count 1 -timeout 8m -run '^TestBudgets$$' ./tools/e2e
+
+budgets-write:
+	@.ci/deps budgets
+	MOGILE_BUDGETS=write $(GO) test -count 1 -v -timeout 8m -run '^TestBudgets$$' ./tools/e2e
 
 # Tests that say scenario(t): lost hosts, drained devices, killed trackers.
 scenarios: deps
@@ -52,7 +64,11 @@ lint:
 vulncheck:
 	$(GO) tool govulncheck ./...
 
-bench: deps
+bench:
+	@.ci/deps yardsticks
+	MOGILE_BENCH=$(CURDIR)/docs/performance.md $(GO) test -count 1 -v -timeout 120m -run '^TestRatios$$' ./tools/e2e
+
+bench-units: deps
 	$(GO) test -run '^$$' -bench . -benchmem ./...
 
 bench-shards: deps
