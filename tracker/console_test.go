@@ -181,9 +181,9 @@ func TestStatsAndRecent(t *testing.T) {
 	e := startOn(t, newFarm(t, 1, 1), openStore(t))
 	e.eventually("it is ready", func() bool { return e.tracker.Ready(t.Context()) == nil })
 	c := e.dial()
-	e.eventually("the workers are there", func() bool { return c.console("!stats")[3] == "bored_queryworkers 20\r\n" })
+	e.eventually("the workers are there", func() bool { return c.console("!stats")[3] == "bored_queryworkers 200\r\n" })
 	fresh := c.console("!stats")
-	for i, want := range []string{"uptime ", "pending_queries 0\r\n", "processing_queries 0\r\n", "bored_queryworkers 20\r\n"} {
+	for i, want := range []string{"uptime ", "pending_queries 0\r\n", "processing_queries 0\r\n", "bored_queryworkers 200\r\n"} {
 		if !strings.HasPrefix(fresh[i], want) {
 			t.Errorf("line %d is %q, want %q", i, fresh[i], want)
 		}

@@ -58,7 +58,7 @@ type Options struct {
 	// Version is Mogile's own, for the log, the metrics and other trackers.
 	Version string
 
-	QueryJobs     int // requests worked on at once; 0 means 20, at most 500
+	QueryJobs     int // requests worked on at once; 0 means 200, at most 500
 	ReplicateJobs int // 0 means 16, below 0 none
 	DeleteJobs    int // 0 means 1, below 0 none
 	FsckJobs      int // ranges of files checked at once; 0 means 1, below 0 none
@@ -149,7 +149,7 @@ func (o Options) withDefaults() (Options, error) {
 			wrong = append(wrong, fmt.Errorf("%s must be from 1 to %d, it is %d", name, most, *v))
 		}
 	}
-	count("QueryJobs", &o.QueryJobs, 20, maxWorkers)
+	count("QueryJobs", &o.QueryJobs, 200, maxWorkers)
 	count("DefaultMinDevCount", &o.DefaultMinDevCount, 2, protocol.MaxDevID)
 	count("ConnPoolSize", &o.ConnPoolSize, 20, 1<<16)
 	count("MaxConns", &o.MaxConns, 10000, 1<<20)

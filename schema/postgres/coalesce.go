@@ -15,8 +15,8 @@ type coalescing[T, R any] struct {
 	// one runs beside another only where many calls wait, or the other takes
 	// long.
 	eager bool
-	// pace is the shortest time from the beginning of a batch to that of the next
-	// while many call; 0 is none.
+	// pace bounds the time from the beginning of a batch to that of the next while
+	// several call, which is paceShare of what batches take; 0 is none.
 	pace time.Duration
 	// run executes a batch in one transaction and fills in the outcome of each
 	// call. An error means that nothing was done.
@@ -46,10 +46,15 @@ const (
 	// longBatch is how long a batch runs before those that wait are worth one
 	// beside it, however few they are.
 	longBatch = 20 * time.Millisecond
-	// fewCalls is how many calls a batch has at least after which the next begins
-	// no sooner than pace after it began: where so many come at the same time,
-	// more do in a moment.
+	// fewCalls is how many calls a batch has at least after which the next waits
+	// for the pace: where so many come at the same time, more do in a moment.
 	fewCalls = 4
+	// enoughCalls do not wait for the pace.
+	enoughCalls = 32
+	// paceShare is how many times as long as a batch takes calls are collected for
+	// the next. A batch costs as much as many of its calls do: what waits for it
+	// would otherwise wait for more batches of others.
+	paceShare = 3
 )
 
 // coalescer collects calls that arrive while others run, and runs them
@@ -63,9 +68,10 @@ type coalescer[T, R any] struct {
 	waiting []*call[T, R]
 	busy    map[any]struct{} // keys of calls that run
 	running int
-	latest  time.Time // when the batch began that was begun last
-	lastly  int       // how many calls it had
-	paced   bool      // a dispatch is due when its pace is over
+	latest  time.Time     // when the batch began that was begun last
+	lastly  int           // how many calls it had
+	usually time.Duration // how long batches take, smoothed
+	due     time.Time     // a dispatch is due then; zero: none
 	closed  bool
 
 	single chan struct{} // a place for each single
@@ -145,29 +151,35 @@ func (c *coalescer[T, R]) dispatch() {
 
 // wait reports whether calls are to wait for more, which it sees to; c.mu is held.
 func (c *coalescer[T, R]) wait() bool {
-	if c.pace == 0 || c.closed || c.lastly < fewCalls || len(c.waiting) >= manyCalls {
+	if c.pace == 0 || c.closed || c.lastly < fewCalls || len(c.waiting) >= enoughCalls {
 		return false
 	}
-	left := c.pace - time.Since(c.latest)
+	due := c.latest.Add(min(c.pace, paceShare*c.usually))
+	left := time.Until(due)
 	if left <= 0 {
 		return false
 	}
-	if !c.paced {
-		c.paced = true
-		c.wg.Go(func() {
-			t := time.NewTimer(left)
-			defer t.Stop()
-			select {
-			case <-t.C:
-			case <-c.life.Done():
-			}
-			c.mu.Lock()
-			defer c.mu.Unlock()
-			c.paced = false
-			c.dispatch()
-		})
+	if c.due.IsZero() || due.Before(c.due) {
+		c.due = due
+		c.wg.Go(func() { c.awaitPace(due, left) })
 	}
 	return true
+}
+
+// awaitPace dispatches when left is over, which is at due.
+func (c *coalescer[T, R]) awaitPace(due time.Time, left time.Duration) {
+	t := time.NewTimer(left)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-c.life.Done():
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.due.Equal(due) {
+		c.due = time.Time{}
+	}
+	c.dispatch()
 }
 
 // take removes from those that wait the calls of the next batch; c.mu is held.
@@ -211,10 +223,13 @@ func (c *coalescer[T, R]) runBatch(batch []*call[T, R]) {
 	for i, k := range batch {
 		args[i] = k.arg
 	}
+	began := time.Now()
 	err := c.timed(func(ctx context.Context) error { return c.run(ctx, args, outcomes) })
+	took := time.Since(began)
 	again := err != nil && c.retry(err) && (len(batch) > 1 || c.alone != nil)
 	c.mu.Lock()
 	c.running--
+	c.usually += (took - c.usually) / 8
 	for i, k := range batch {
 		if again {
 			c.wg.Go(func() { c.runAlone(k) })

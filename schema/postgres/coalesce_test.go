@@ -120,43 +120,65 @@ func TestCoalescerWaitsForCompany(t *testing.T) {
 	})
 }
 
-// TestCoalescerPaces: after a batch of several calls the next waits for more, for a
-// moment; after one of few it begins at once.
+// TestCoalescerPaces: after a batch of several calls the next waits for more, for
+// some times as long as batches take; after one of few, and where enough wait, it
+// begins at once.
 func TestCoalescerPaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		const bound = 10 * time.Millisecond
 		r := &recorder{release: make(chan struct{})}
-		c := newCoalescer(t.Context(), coalescing[int, int]{batches: 2, size: 64, pace: 10 * time.Millisecond, run: r.run, retry: always})
+		c := newCoalescer(t.Context(), coalescing[int, int]{batches: 1, size: 64, pace: bound, run: r.run, retry: always})
 		var wg sync.WaitGroup
-		begin := func(n int) {
-			wg.Go(func() {
-				if _, err := c.do(t.Context(), n); err != nil {
-					t.Error(err)
-				}
-			})
+		begin := func(calls int) {
+			for n := range calls {
+				wg.Go(func() {
+					if _, err := c.do(t.Context(), n); err != nil {
+						t.Error(err)
+					}
+				})
+			}
 			synctest.Wait()
 		}
+		end := func(took time.Duration) {
+			time.Sleep(took)
+			r.release <- struct{}{}
+			synctest.Wait()
+		}
+		want := func(when string, calls ...int) {
+			t.Helper()
+			synctest.Wait()
+			var got []int
+			for _, b := range r.seen() {
+				got = append(got, len(b))
+			}
+			if !slices.Equal(got, calls) {
+				t.Errorf("%s: batches of %v calls, want %v", when, got, calls)
+			}
+		}
 		begin(1)
-		for n := range fewCalls {
-			begin(10 + n)
-		}
-		r.release <- struct{}{}
-		synctest.Wait()
-		if got := r.seen(); len(got) != 2 || len(got[1]) != fewCalls {
-			t.Fatalf("after a batch of one: %v", got)
-		}
-		r.release <- struct{}{}
-		synctest.Wait()
-		begin(20)
-		if got := r.seen(); len(got) != 2 {
-			t.Errorf("after a batch of several, at once: %v", got)
-		}
-		time.Sleep(9 * time.Millisecond)
-		begin(21)
+		begin(fewCalls)
+		end(time.Second)
+		want("after a batch of one", 1, fewCalls)
+		end(0)
+		begin(1)
+		want("after a batch of several", 1, fewCalls)
+		time.Sleep(bound - time.Millisecond)
+		begin(fewCalls)
+		want("before its pace is over", 1, fewCalls)
 		time.Sleep(time.Millisecond)
-		synctest.Wait()
-		if got := r.seen(); len(got) != 3 || !slices.Equal(got[2], []int{20, 21}) {
-			t.Errorf("when its pace is over: %v", got)
-		}
+		want("when its pace is over", 1, fewCalls, 1+fewCalls)
+		end(0)
+		begin(enoughCalls)
+		want("where enough wait", 1, fewCalls, 1+fewCalls, enoughCalls)
+		end(0)
+		c.mu.Lock()
+		c.usually = time.Millisecond
+		c.mu.Unlock()
+		begin(1)
+		time.Sleep(paceShare*time.Millisecond - time.Microsecond)
+		want("where batches are short", 1, fewCalls, 1+fewCalls, enoughCalls)
+		time.Sleep(time.Microsecond)
+		want("where batches are short, some times as long", 1, fewCalls, 1+fewCalls, enoughCalls, 1)
 		close(r.release)
 		wg.Wait()
 		c.close()

@@ -59,9 +59,9 @@ const (
 	// findTimeout bounds looking up keys: connections on which nothing comes any
 	// more must not keep those up that come after.
 	findTimeout = 10 * time.Second
-	// writePace is the pace of batches that clients' changes wait for: about what a
-	// commit takes on a disk that is not idle.
-	writePace = 4 * time.Millisecond
+	// writePace bounds the pace of batches that clients' changes wait for: what a
+	// person or a page does not notice.
+	writePace = 8 * time.Millisecond
 )
 
 // Store is the namespace in a PostgreSQL database.

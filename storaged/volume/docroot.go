@@ -273,7 +273,7 @@ func (v *Volume) prepare() error {
 			return fmt.Errorf("flush dev%d: %w", v.id, err)
 		}
 		if reliable && v.mount.Exclusive {
-			v.group = newFlusher(v.flushAll)
+			v.group = newFlusher(&v.dirs.pace, v.flushAll)
 		}
 	}
 	u, err := v.measure()

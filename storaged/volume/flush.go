@@ -14,6 +14,7 @@ import (
 // that began after it called.
 type flusher struct {
 	run  func() error
+	pace *pace
 	turn chan struct{} // one run at a time
 	mu   sync.Mutex    // guards next
 	next *flight
@@ -21,12 +22,13 @@ type flusher struct {
 
 // flight is a run to come, and all who wait for it.
 type flight struct {
-	done chan struct{}
-	err  error
+	done  chan struct{}
+	err   error
+	users int // guarded by flusher.mu until the run begins
 }
 
-func newFlusher(run func() error) *flusher {
-	return &flusher{run: run, turn: make(chan struct{}, 1)}
+func newFlusher(p *pace, run func() error) *flusher {
+	return &flusher{run: run, pace: p, turn: make(chan struct{}, 1)}
 }
 
 // flush returns the outcome of a run that began after flush was called.
@@ -37,23 +39,73 @@ func (f *flusher) flush() error {
 		fl = &flight{done: make(chan struct{})}
 		f.next = fl
 	}
+	fl.users++
 	f.mu.Unlock()
 	if !lead {
 		<-fl.done
 		return fl.err
 	}
 	f.turn <- struct{}{} // those who come during the run before ours join us
+	f.pace.wait()
 	f.mu.Lock()
 	f.next = nil
+	users := fl.users
 	f.mu.Unlock()
-	fl.err = f.run()
+	fl.err = f.pace.run(users, f.run)
 	<-f.turn
 	close(fl.done)
 	return fl.err
 }
 
+const (
+	// longestPace bounds how long flushes wait for company: what whoever uploads
+	// does not notice.
+	longestPace = 10 * time.Millisecond
+	// paceShare is how many times as long as a flush takes files are collected for
+	// the next. On disks that flush at once this is nothing; others, and the
+	// journals on them, do many files' flushes in the time of one.
+	paceShare = 4
+	// companyUsers is how many have shared a flush at least before the next waits
+	// for more: where so many come at the same time, more do in a moment.
+	companyUsers = 3
+)
+
+// pace spaces out the flushes of a volume while several files at a time wait for
+// each.
+type pace struct {
+	mu      sync.Mutex    // guards all
+	began   time.Time     // when the last flush did
+	users   int           // that shared it
+	usually time.Duration // how long flushes take, smoothed
+}
+
+// wait returns when the next flush is to begin.
+func (p *pace) wait() {
+	p.mu.Lock()
+	var left time.Duration
+	if p.users >= companyUsers {
+		left = min(longestPace, paceShare*p.usually) - time.Since(p.began)
+	}
+	p.mu.Unlock()
+	time.Sleep(left)
+}
+
+// run carries out a flush that so many share.
+func (p *pace) run(users int, flush func() error) error {
+	began := time.Now()
+	p.mu.Lock()
+	p.began, p.users = began, users
+	p.mu.Unlock()
+	err := flush()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.usually += (time.Since(began) - p.usually) / 8
+	return err
+}
+
 // dirFlushers has one flusher for each directory that is being flushed.
 type dirFlushers struct {
+	pace pace
 	mu sync.Mutex // guards of
 	of map[string]*dirFlusher
 }
@@ -67,7 +119,7 @@ func (d *dirFlushers) flush(dir string, run func() error) error {
 	d.mu.Lock()
 	f := d.of[dir]
 	if f == nil {
-		f = &dirFlusher{flusher: newFlusher(run)}
+		f = &dirFlusher{flusher: newFlusher(&d.pace, run)}
 		d.of[dir] = f
 	}
 	f.users++

@@ -30,7 +30,7 @@ func trackerCommand(warnings ...string) *cli.Command {
 		&cli.StringSliceFlag{Name: "listen", Aliases: []string{"l"}, Value: cli.NewStringSlice("0.0.0.0:7001"), EnvVars: env("listen"), Usage: "`ADDR` for clients; may be given several times"},
 		stringFlag("name", "", "this tracker's name among those on the database; empty: the host's name and the port"),
 		intFlag("storage-mgmt-port", 7501, "side-channel port of the storage daemons, the same on all hosts; 0: none"),
-		intFlag("query-jobs", 20, "requests worked on at once"),
+		intFlag("query-jobs", 200, "requests worked on at once"),
 		intFlag("replicate-jobs", 16, "replicate workers: copies and moves made at once"),
 		intFlag("copies-per-device", 4, "copies that a device is source or destination of at once"),
 		stringFlag("replication-bandwidth", "", "`BYTES` a second of all copies of this tracker together, such as 20M; empty: any"),
