@@ -234,6 +234,36 @@ func TestHungDisk(t *testing.T) {
 	}
 }
 
+// A connection whose request hangs in a disk ends with the answer, as does a daemon
+// that stops, though the disk stays as it is.
+func TestStopBesideHungDisk(t *testing.T) {
+	t.Parallel()
+	d, disk := startSim(t, Options{StuckAfter: 50 * time.Millisecond}, 1)
+	d.put("/dev1/f", "one")
+	clear := disk.Inject(simdisk.Fault{Path: docrootSim + "/dev1", Hang: true})
+	t.Cleanup(clear)
+	for _, request := range []string{
+		"GET /dev1/f HTTP/1.1\nHost: x\n\nGET /dev1/f HTTP/1.1\nHost: x\n\n",
+		"PUT /dev1/f HTTP/1.1\nHost: x\nContent-Length: 1\n\nx",
+	} {
+		c := dial(t, d.HTTPAddr())
+		c.send("%s", request)
+		method, _, _ := strings.Cut(request, " ")
+		if r := c.receive(method); r.StatusCode != 503 || !r.Close {
+			t.Errorf("%s: %s, close: %v", method, r.Status, r.Close)
+		}
+		if !c.closed() {
+			t.Errorf("%s: the connection goes on", method)
+		}
+	}
+	if n := disk.Hanging(); n != 2 {
+		t.Errorf("%d operations hang", n)
+	}
+	eventually(t, "no request is in flight", func() bool { return metric(t, d, "mogile_storaged_requests_in_flight") == 0 })
+	d.Stop(PatientDrain)
+	eventually(t, "the daemon has stopped", func() bool { return isDone(d.done) })
+}
+
 // A device that has not told how full it is for long is not believed.
 func TestStaleUsage(t *testing.T) {
 	t.Parallel()

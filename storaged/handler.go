@@ -19,12 +19,13 @@ type handler interface {
 // request is all that the data plane wants to know of an HTTP request.
 type request struct {
 	method string
-	path   string    // decoded, without query, host and scheme
-	length int64     // of the body in bytes; -1 where it is chunked, 0 where there is none
-	body   io.Reader // fails with errSlowBody, errMalformedBody or errBrokenBody
-	minor  int       // of the version, which is HTTP/1
-	cut    func()    // ends the reading of body from another goroutine
-	local  bool      // no other machine can be behind it: listener and client are on loopback addresses
+	path   string      // decoded, without query, host and scheme
+	length int64       // of the body in bytes; -1 where it is chunked, 0 where there is none
+	body   io.Reader   // fails with errSlowBody, errMalformedBody or errBrokenBody
+	minor  int         // of the version, which is HTTP/1
+	cut    func()      // ends the reading of body from another goroutine
+	late   volume.Late // answers the request where the disk hangs
+	local  bool        // no other machine can be behind it: listener and client are on loopback addresses
 
 	// The headers that matter, each with all of its values.
 	ranges, contentRange, contentMD5, modifiedSince, contentType, want, order []string
@@ -62,5 +63,6 @@ type answer struct {
 	// piece is returned. It is nil where there is no such body. Its context ends
 	// when the client is gone.
 	stream func(ctx context.Context, w io.Writer) (last []byte)
+	late   bool  // somebody else has answered
 	err    error // why, for the log; nil where the answer says it all
 }

@@ -127,7 +127,7 @@ func (p *plane) get(ctx context.Context, r *request, t target, isHead bool) answ
 // hangs is noticed.
 func (p *plane) getFile(ctx context.Context, r *request, v *volume.Volume, name string) (answer, error) {
 	buf := p.buffers.get()
-	info, f, n, err := v.OpenRead(ctx, name, buf[maxAnswerHead:], func(info volume.Info) (off, n int64) {
+	info, f, n, err := v.OpenRead(ctx, r.late, name, buf[maxAnswerHead:], func(info volume.Info) (off, n int64) {
 		a := ranged(r, info.Size, info.ModTime)
 		return a.off, a.size
 	})
@@ -320,7 +320,7 @@ func (p *plane) put(ctx context.Context, r *request, t target) answer {
 	if isFID { // in any case, for a shard may have come meanwhile
 		shard = shardName(fid, v.ID())
 	}
-	if err := up.CommitUnless(ctx, shard); errors.Is(err, volume.ErrExcluded) {
+	if err := up.CommitUnless(ctx, r.late, shard); errors.Is(err, volume.ErrExcluded) {
 		return failed(fmt.Errorf("fid %d: %w", fid, errEncoded))
 	} else if err != nil {
 		return failed(err)
@@ -473,6 +473,9 @@ func parseMD5(values []string) ([]byte, error) {
 
 // failed is the answer to a request that ended with err.
 func failed(err error) answer {
+	if errors.Is(err, volume.ErrLate) {
+		return answer{late: true}
+	}
 	a := answer{status: statusOf(err), err: err}
 	switch a.status {
 	case http.StatusInsufficientStorage, http.StatusRequestTimeout:

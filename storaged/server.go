@@ -16,6 +16,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/mogile/mogile/protocol"
+	"github.com/mogile/mogile/storaged/volume"
 )
 
 // idleTimeout is how long a connection may wait for its next request. Trackers
@@ -104,7 +105,8 @@ func (s *server) serve(ctx, stop context.Context) error {
 	background := context.WithoutCancel(ctx)
 	go func() {
 		failed <- s.listener.acceptEach(func(c *conn) {
-			conns.Go(func() { s.converse(background, c) })
+			conns.Add(1)
+			go s.converse(background, c, &conns)
 		})
 	}()
 	var err error
@@ -129,16 +131,18 @@ func (s *server) serve(ctx, stop context.Context) error {
 	return nil
 }
 
-// converse answers the requests of one connection.
-func (s *server) converse(ctx context.Context, c *conn) {
-	defer c.survive()
-	defer c.Close() // nobody is left who could hear it
+// converse answers the requests of one connection, which is among open until it
+// is closed.
+func (s *server) converse(ctx context.Context, c *conn, open *sync.WaitGroup) {
 	in := newInput(c, &s.heads)
+	x := &session{server: s, conn: c, in: in, body: body{in: in, conn: c}, open: open}
+	x.late = x.takeOver
+	defer x.end()
+	defer c.survive()
 	defer func() {
 		in.r, in.w = 0, 0
 		in.shrink()
 	}()
-	x := &session{server: s, conn: c, in: in, body: body{in: in, conn: c}}
 	for patience := x.headerTimeout(); ; patience = idleTimeout {
 		raw, err := x.await(patience)
 		if errors.Is(err, errLongLine) {
@@ -172,6 +176,34 @@ type session struct {
 	in   *input
 	body body
 	out  [maxAnswerHead]byte
+	open *sync.WaitGroup
+
+	head  *head       // of the request that is being answered
+	late  volume.Late // takeOver
+	taken bool        // by takeOver; only converse looks
+}
+
+// end closes the connection, unless takeOver does.
+func (x *session) end() {
+	if !x.taken {
+		x.conn.Close() // nobody is left who could hear it
+		x.open.Done()
+	}
+}
+
+// takeOver answers in place of converse, which is stuck in a disk, and ends the
+// connection. What converse, or the disk, may still use it leaves alone: the
+// request and its buffers.
+func (x *session) takeOver(err error) {
+	defer x.open.Done()
+	defer x.conn.Close() // nobody is left who could hear it
+	defer x.conn.survive()
+	defer x.meter.inFlight.Dec()
+	a := failed(err)
+	a.close = true
+	if x.finish(context.Background(), x.head, &a) == nil {
+		x.linger()
+	}
 }
 
 // headerTimeout is how long a header block may take, and the first one's
@@ -198,7 +230,12 @@ func (x *session) await(patience time.Duration) ([]byte, error) {
 // answer has a request answered, and reports whether there may be another.
 func (x *session) answer(ctx context.Context, h *head) bool {
 	x.meter.inFlight.Inc()
-	defer x.meter.inFlight.Dec()
+	defer func() {
+		if !x.taken {
+			x.meter.inFlight.Dec()
+		}
+	}()
+	x.head = h
 	x.body.reset(h, func() error {
 		_, err := x.conn.Write([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
 		return err
@@ -206,6 +243,7 @@ func (x *session) answer(ctx context.Context, h *head) bool {
 	r := &request{
 		method: h.method, path: h.path, length: h.length, body: &x.body, minor: h.minor,
 		cut:    func() { x.conn.readUntil(time.Now()) },
+		late:   x.late,
 		local:  isLoopback(x.listener.Addr()) && isLoopback(x.conn.RemoteAddr()),
 		ranges: h.ranges, contentRange: h.contentRange, contentMD5: h.contentMD5, modifiedSince: h.modifiedSince,
 		contentType: h.contentType, want: h.want, order: h.order,
@@ -214,6 +252,9 @@ func (x *session) answer(ctx context.Context, h *head) bool {
 		r.trailerMD5 = func() []string { return x.body.trailer }
 	}
 	a := x.handler.serve(ctx, r)
+	if x.taken = a.late; x.taken {
+		return false
+	}
 	if a.file != nil {
 		defer a.file.Close() // opened for reading
 	}

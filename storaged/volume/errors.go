@@ -23,6 +23,9 @@ var (
 	// ErrSick: the disk does not answer. The operation may still be carried
 	// out by the kernel, and is then undone.
 	ErrSick = errors.New("disk does not answer")
+	// ErrLate: the disk came back after somebody else had been told that it does
+	// not answer: see [Late]. What had been done is undone.
+	ErrLate = errors.New("the disk answered too late")
 	// ErrBusy: as many uploads as may are under way to the disk, and none
 	// ended in time.
 	ErrBusy = errors.New("too many uploads to the disk")

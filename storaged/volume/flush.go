@@ -106,8 +106,8 @@ func (p *pace) run(users int, flush func() error) error {
 // dirFlushers has one flusher for each directory that is being flushed.
 type dirFlushers struct {
 	pace pace
-	mu sync.Mutex // guards of
-	of map[string]*dirFlusher
+	mu   sync.Mutex // guards of
+	of   map[string]*dirFlusher
 }
 
 type dirFlusher struct {

@@ -4,17 +4,19 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
 // task is an operation on a disk that may never return. It runs in a goroutine
-// of its volume, holding a slot; its caller may go away before it is done.
+// of its volume, holding a slot; its caller may go away before it is done. Or its
+// caller runs it, and somebody else is told when it does not return: see [Late].
 type task struct {
 	v    *Volume
-	held bool // a slot; only the task's own goroutine looks
-	done chan struct{}
+	held bool          // a slot; only the task's own goroutine looks
+	done chan struct{} // closed when it is; nil where its caller runs it
 	fate atomic.Int32
 }
 
@@ -80,6 +82,100 @@ func run[T any](ctx context.Context, v *Volume, op func(*task) (T, error), undo 
 		return zero, reason
 	}
 	return result, err
+}
+
+// Late is called, from a goroutine of its own, when the disk has given no sign of
+// life for too long, with an error that matches [ErrSick]. Whoever called the
+// operation is still in it, and gets [ErrLate] should it ever return: what he
+// would have done with its outcome is left to Late.
+//
+// That spares each operation the hand-over to another goroutine and back, which
+// costs more than reading a small file does.
+type Late func(err error)
+
+// runHere carries out op as run does, but in the caller's goroutine, with the slot
+// that begin took. what and name are for the error that late gets.
+func runHere[T any](v *Volume, what, name string, late Late, op func(*task) (T, error), undo func(T), after func()) (result T, err error) {
+	w := v.watch(what, name, late)
+	returned := false
+	defer func() {
+		w.task.release()
+		inTime := w.end()
+		if !inTime {
+			if r := recover(); r != nil { // whoever could tell of it has no place to do so any more
+				v.log.Error().Err(fmt.Errorf("panic: %v\n%s", r, debug.Stack())).Str("file", name).Msg("a bug ended an operation")
+			}
+			if returned && err == nil && undo != nil {
+				v.slots.await()
+				undo(result)
+				v.slots.release()
+			}
+			var zero T
+			result, err = zero, ErrLate
+		}
+		if after != nil {
+			after()
+		}
+		v.users.leave()
+	}()
+	result, err = op(&w.task)
+	returned = true
+	return result, err
+}
+
+// watch waits for a task that its caller runs.
+type watch struct {
+	task    task
+	timer   *time.Timer // runs look
+	started time.Time
+	looked  atomic.Bool // timer ran: it may still do
+	what    string
+	name    string
+	late    Late
+}
+
+func (v *Volume) watch(what, name string, late Late) *watch {
+	w, ok := v.watches.Get().(*watch)
+	if !ok {
+		w = &watch{task: task{v: v}}
+		w.timer = time.AfterFunc(time.Hour, w.look)
+	}
+	w.task.held = true
+	w.task.fate.Store(running)
+	w.started, w.what, w.name, w.late = time.Now(), what, name, late
+	w.timer.Reset(v.o.StuckAfter)
+	return w
+}
+
+// end ends the watch, and reports whether the task was in time.
+func (w *watch) end() bool {
+	inTime := w.task.fate.CompareAndSwap(running, finished)
+	if w.timer.Stop() && !w.looked.Load() {
+		w.late = nil
+		w.task.v.watches.Put(w)
+	}
+	return inTime
+}
+
+// look abandons the task if it has taken too long, or looks again later.
+func (w *watch) look() {
+	w.looked.Store(true)
+	again, reason := w.task.overdue(w.started)
+	if reason == nil {
+		w.timer.Reset(again)
+	} else if w.task.fate.CompareAndSwap(running, abandoned) {
+		w.late(wrap(w.what, w.task.v.id, w.name, reason))
+	}
+}
+
+// overdue is an error where the disk has given no sign of life for too long since
+// the task began, and otherwise says after what time to ask again.
+func (t *task) overdue(began time.Time) (again time.Duration, err error) {
+	limit, took := t.v.o.StuckAfter, time.Since(began)
+	if quiet := t.v.slots.quiet(began); quiet < limit && took < patience*limit {
+		return min(limit-quiet, patience*limit-took), nil
+	}
+	return 0, fmt.Errorf("no answer for %v: %w", took.Round(time.Millisecond), ErrSick)
 }
 
 // background carries out op in a goroutine that nobody waits for but
@@ -185,12 +281,11 @@ func (t *task) wait(ctx context.Context) error {
 		case <-ctx.Done():
 			reason = ctx.Err()
 		case <-timer.C:
-			took := time.Since(start)
-			if quiet := t.v.slots.quiet(start); quiet < limit && took < patience*limit {
-				timer.Reset(min(limit-quiet, patience*limit-took))
+			var again time.Duration
+			if again, reason = t.overdue(start); reason == nil {
+				timer.Reset(again)
 				continue
 			}
-			reason = fmt.Errorf("no answer for %v: %w", took.Round(time.Millisecond), ErrSick)
 		}
 		if t.fate.CompareAndSwap(running, abandoned) {
 			return reason

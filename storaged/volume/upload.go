@@ -310,24 +310,39 @@ func (v *Volume) stage(dir string) (*staged, error) {
 // content was replaced already: then the new one stays, but may not survive a
 // loss of power. While a commit hangs its name is locked against others, who
 // are answered [ErrSick]; if the disk comes back, it is undone.
-func (u *Upload) Commit(ctx context.Context) error { return u.CommitUnless(ctx, "") }
+func (u *Upload) Commit(ctx context.Context) error {
+	return u.commit(ctx, "", func(what string, op func(*task) (bool, error), undo func(bool), unlock func()) error {
+		_, err := run(ctx, u.v, op, undo, unlock)
+		return err
+	})
+}
 
-// CommitUnless is Commit that refuses, by an error matching ErrExcluded, if there
-// is a file of another name.
-func (u *Upload) CommitUnless(ctx context.Context, other string) error {
+// CommitUnless is Commit that refuses, by an error matching [ErrExcluded], if there
+// is a file of another name; "" is none. It runs in the caller's goroutine: late
+// answers in its place while the disk hangs.
+func (u *Upload) CommitUnless(ctx context.Context, late Late, other string) error {
+	return u.commit(ctx, other, func(what string, op func(*task) (bool, error), undo func(bool), unlock func()) error {
+		_, err := runHere(u.v, what, u.name, late, op, undo, unlock)
+		return err
+	})
+}
+
+// commit has carryOut run what is left to do, when there is a slot for it.
+func (u *Upload) commit(ctx context.Context, other string, carryOut func(what string, op func(*task) (bool, error), undo func(bool), unlock func()) error) error {
+	const what = "commit"
 	v := u.v
 	if u.err != nil {
-		return wrap("commit", v.id, u.name, u.err)
+		return wrap(what, v.id, u.name, u.err)
 	}
 	unlock, err := v.names.lock(ctx, u.name, v.o.StuckAfter)
 	if err != nil {
 		u.drop(err)
-		return wrap("commit", v.id, u.name, err)
+		return wrap(what, v.id, u.name, err)
 	}
 	if err := v.begin(ctx); err != nil {
 		u.drop(err)
 		unlock()
-		return wrap("commit", v.id, u.name, err)
+		return wrap(what, v.id, u.name, err)
 	}
 	buf, sum := u.buf, u.sum
 	var data []byte
@@ -345,7 +360,7 @@ func (u *Upload) CommitUnless(ctx context.Context, other string) error {
 	}
 	u.err = os.ErrClosed
 	defer u.place.leave()
-	_, err = run(ctx, v, func(t *task) (bool, error) {
+	err = carryOut(what, func(t *task) (bool, error) {
 		if other != "" {
 			if err := v.missing(other); err != nil {
 				return false, errors.Join(err, last.discard())
@@ -364,7 +379,7 @@ func (u *Upload) CommitUnless(ctx context.Context, other string) error {
 	if err == nil && buf != nil {
 		v.buffers.Put(buf)
 	}
-	return wrap("commit", v.id, u.name, err)
+	return wrap(what, v.id, u.name, err)
 }
 
 // landing is what is left to do for a file whose content is written.

@@ -144,6 +144,7 @@ type Volume struct {
 	users    users
 	hands    hands
 	timers   sync.Pool // of *time.Timer, stopped, for those who wait for a task
+	watches  sync.Pool // of *watch that are over
 	names    nameLocks
 	temps    temps
 	dirs     dirFlushers
@@ -198,20 +199,24 @@ const (
 // of the piece that is wanted into p: what choose makes of the file's description,
 // n bytes at off. Where that is all of the piece, the file is closed already, and f
 // is nil; of a large piece whose rest [File.OSFile] can send, it is a small part,
-// and the first MiB of the piece need not be prefetched. What choose sees must not
-// change: a caller that goes away does not end it.
-func (v *Volume) OpenRead(ctx context.Context, name string, p []byte, choose func(Info) (off, n int64)) (info Info, f *File, read int, err error) {
+// and the first MiB of the piece need not be prefetched.
+//
+// It runs in the caller's goroutine: late answers in its place while the disk
+// hangs.
+func (v *Volume) OpenRead(ctx context.Context, late Late, name string, p []byte, choose func(Info) (off, n int64)) (info Info, f *File, read int, err error) {
+	const what = "open"
 	if err := checkName(name); err != nil {
-		return Info{}, nil, 0, wrap("open", v.id, name, err)
+		return Info{}, nil, 0, wrap(what, v.id, name, err)
+	}
+	if err := v.begin(ctx); err != nil {
+		return Info{}, nil, 0, wrap(what, v.id, name, err)
 	}
 	type opened struct {
 		info Info
 		file *File
-		buf  *[bufferSize]byte // nil where nothing was read
 		n    int
 	}
-	room := min(len(p), bufferSize)
-	o, err := do(ctx, v, func(*task) (opened, error) {
+	o, err := runHere(v, what, name, late, func(*task) (opened, error) {
 		h, info, err := v.openFile(name)
 		if err != nil {
 			return opened{}, err
@@ -220,7 +225,7 @@ func (v *Volume) OpenRead(ctx context.Context, name string, p []byte, choose fun
 		if n <= 0 {
 			return opened{info: info}, h.Close()
 		}
-		first := min(n, int64(room))
+		first := min(n, int64(len(p)), bufferSize)
 		ahead := off
 		if n > wholeRead && h.OSFile() != nil {
 			first = min(first, firstRead)
@@ -229,15 +234,13 @@ func (v *Volume) OpenRead(ctx context.Context, name string, p []byte, choose fun
 				return opened{}, errors.Join(fmt.Errorf("at %d: %w", off, err), h.Close())
 			}
 		}
-		buf := v.buffers.Get().(*[bufferSize]byte)
-		if got, err := h.ReadAt(buf[:first], off); int64(got) < first {
+		if got, err := h.ReadAt(p[:first], off); int64(got) < first {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
-			v.buffers.Put(buf)
 			return opened{}, errors.Join(fmt.Errorf("at %d: %w", off+int64(got), err), h.Close())
 		}
-		o := opened{info: info, buf: buf, n: int(first)}
+		o := opened{info: info, n: int(first)}
 		if first == n {
 			return o, h.Close()
 		}
@@ -247,15 +250,8 @@ func (v *Volume) OpenRead(ctx context.Context, name string, p []byte, choose fun
 		if o.file != nil {
 			o.file.h.Close()
 		}
-	})
-	if err != nil {
-		return Info{}, nil, 0, wrap("open", v.id, name, err)
-	}
-	if o.buf != nil {
-		copy(p, o.buf[:o.n])
-		v.buffers.Put(o.buf)
-	}
-	return o.info, o.file, o.n, nil
+	}, nil)
+	return o.info, o.file, o.n, wrap(what, v.id, name, err)
 }
 
 // openFile opens a regular file for reading, in a task.
