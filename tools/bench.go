@@ -103,6 +103,7 @@ type bench struct {
 
 // benchFile is where one of the files is.
 type benchFile struct {
+	fid    int64
 	path   []byte // a URL
 	suffix []byte // in which all its paths end
 }
@@ -269,7 +270,7 @@ func (b *bench) store(c *benchClient, n int64) (f benchFile, err error) {
 		return f, fmt.Errorf("create_open names %q for fid %d: %w", c.path, fid, protocol.ErrBadReply)
 	}
 	_, suffix, _ := strings.Cut(strings.TrimPrefix(local, "/"), "/")
-	return benchFile{path: c.path, suffix: []byte(suffix)}, nil
+	return benchFile{fid: fid, path: c.path, suffix: []byte(suffix)}, nil
 }
 
 // close closes an upload; n is 0 where it is given up.
@@ -564,7 +565,7 @@ func (b *bench) prepare() error {
 	b.made.Store(b.keys)
 	return b.each(b.keys, "storing files", func(c *benchClient, i int64) error {
 		f, err := b.store(c, i)
-		b.stored[i-1] = benchFile{slices.Clone(f.path), f.suffix}
+		b.stored[i-1] = benchFile{f.fid, slices.Clone(f.path), f.suffix}
 		return err
 	})
 }

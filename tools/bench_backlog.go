@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -19,6 +21,7 @@ const (
 	// said not to make them.
 	backlogStall = 2 * time.Minute
 	backlogPoll  = 10 * time.Millisecond
+	followPoll   = 50 * time.Millisecond
 	// settle is how long files piled up are left alone: workers that were told
 	// to stop finish what they have begun, and the replicate queue gives a new
 	// file a moment.
@@ -26,19 +29,15 @@ const (
 )
 
 // replicate measures how fast files get the copies they lack.
-func (b *bench) replicate() (load.Outcome, error) {
-	return b.backlog(func(r load.Reply) bool { return r.Int("devcount") >= int64(b.copies) })
-}
+func (b *bench) replicate() (load.Outcome, error) { return b.backlog(b.followCopies) }
 
 // erasure measures how fast files are put into shards.
-func (b *bench) erasure() (load.Outcome, error) {
-	return b.backlog(func(r load.Reply) bool { return r.Raw("ec_encoding") != nil })
-}
+func (b *bench) erasure() (load.Outcome, error) { return b.backlog(b.followShards) }
 
 // backlog stops the replicate workers of all trackers named, stores files, and
-// lets the workers go on, until each file is as done wants it. Then it reads
+// lets the workers go on, until follow has seen each file done. Then it reads
 // every one.
-func (b *bench) backlog(done func(load.Reply) bool) (out load.Outcome, err error) {
+func (b *bench) backlog(follow func(seen func(n int)) error) (out load.Outcome, err error) {
 	resume, err := b.pause()
 	if err != nil {
 		return out, err
@@ -60,7 +59,13 @@ func (b *bench) backlog(done func(load.Reply) bool) (out load.Outcome, err error
 	if err != nil {
 		return out, err
 	}
-	if err := b.follow(done, func() { out.Latency.Add(time.Since(begun)) }); err != nil {
+	err = follow(func(n int) {
+		took := time.Since(begun)
+		for range n {
+			out.Latency.Add(took)
+		}
+	})
+	if err != nil {
 		return out, err
 	}
 	out.Took = time.Since(begun)
@@ -117,10 +122,82 @@ func (b *bench) want(ctx context.Context, tracker string, n int) error {
 	return nil
 }
 
-// follow asks for one file after the other until each is done, and calls seen
-// for each. What asking costs is little beside what is asked for: a file that is
-// not done is asked for again after a moment, and those before it never again.
-func (b *bench) follow(done func(load.Reply) bool, seen func()) error {
+// followPage is how many files trackers list at once.
+const followPage = 500
+
+// followCopies lists the files from the first that lacks copies on, every moment,
+// until all have them. Asking for each by itself would cost as much as a part of
+// copying it.
+func (b *bench) followCopies(seen func(n int)) error {
+	t := b.clients[0].tracker
+	lacking := make(map[int64]bool, len(b.stored)) // by fid
+	fids := make([]int64, 0, len(b.stored))
+	for _, f := range b.stored {
+		lacking[f.fid] = true
+		fids = append(fids, f.fid)
+	}
+	slices.Sort(fids)
+	p := b.s.out.newProgress("measuring", b.keys, false)
+	defer p.end()
+	for last := time.Now(); len(lacking) > 0; {
+		t.Begin("list_fids")
+		t.Int("from", fids[0]-1)
+		t.Int("to", followPage)
+		reply, err := t.Do()
+		if err != nil {
+			return fmt.Errorf("list_fids: %w", err)
+		}
+		n := 0
+		for fid, copies := range fidsListed(reply) {
+			if lacking[fid] && copies >= int64(b.copies) {
+				delete(lacking, fid)
+				n++
+			}
+		}
+		for len(fids) > 0 && !lacking[fids[0]] {
+			fids = fids[1:]
+		}
+		if n > 0 {
+			seen(n)
+			p.set(b.keys - int64(len(lacking)))
+			last = time.Now()
+		}
+		switch {
+		case n >= followPage/2: // there is more to see
+		case time.Since(last) > backlogStall:
+			return fmt.Errorf("%d of %d files have got no copy for %v, fid %d among them", len(lacking), b.keys, backlogStall, fids[0])
+		case len(lacking) > 0 && !load.Sleep(b.s.ctx(), followPoll):
+			return b.s.ctx().Err()
+		}
+	}
+	return nil
+}
+
+// fidsListed are the fids and devcounts of a reply to list_fids, which has the
+// fields of each together, and the fid first.
+func fidsListed(reply load.Reply) iter.Seq2[int64, int64] {
+	return func(yield func(fid, devcount int64) bool) {
+		var fid int64
+		for rest := reply; len(rest) > 0; {
+			var name, value []byte
+			name, value, rest = rest.Cut()
+			switch {
+			case !bytes.HasPrefix(name, []byte("fid_")):
+			case bytes.HasSuffix(name, []byte("_fid")):
+				fid = load.Number(value)
+			case bytes.HasSuffix(name, []byte("_devcount")):
+				if !yield(fid, load.Number(value)) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// followShards asks for one file after the other until each is in shards. What
+// asking costs is little beside what is asked for: a file that is not done is
+// asked for again after a moment, and those before it never again.
+func (b *bench) followShards(seen func(n int)) error {
 	c := b.clients[0]
 	p := b.s.out.newProgress("measuring", b.keys, false)
 	defer p.end()
@@ -133,8 +210,8 @@ func (b *bench) follow(done func(load.Reply) bool, seen func()) error {
 		if err != nil {
 			return fmt.Errorf("file_info: %w", err)
 		}
-		if done(reply) {
-			seen()
+		if reply.Raw("ec_encoding") != nil {
+			seen(1)
 			p.set(n)
 			last, n = time.Now(), n+1
 			continue

@@ -114,7 +114,7 @@ func (r Reply) Raw(name string) []byte {
 }
 
 // Int is the first field of that name, 0 where it is no number.
-func (r Reply) Int(name string) int64 { return number(r.Raw(name)) }
+func (r Reply) Int(name string) int64 { return Number(r.Raw(name)) }
 
 // Cut is the first field, and what follows it.
 func (r Reply) Cut() (name, value []byte, rest Reply) {
@@ -123,8 +123,8 @@ func (r Reply) Cut() (name, value []byte, rest Reply) {
 	return name, value, after
 }
 
-// number is that of decimal digits, 0 where there is anything else.
-func number(b []byte) int64 {
+// Number is that of decimal digits, 0 where there is anything else.
+func Number(b []byte) int64 {
 	var n int64
 	for _, c := range b {
 		if c < '0' || c > '9' || n > 1<<58 {

@@ -167,7 +167,7 @@ func (w *Web) once(c *webConn, body *Content, n int64) (status int, length int64
 	if len(line) < len("HTTP/1.1 200") || !bytes.HasPrefix(line, []byte("HTTP/1.1 ")) {
 		return 0, 0, fmt.Errorf("%w: %q", errAnswer, line)
 	}
-	status, length = int(number(line[9:12])), -1
+	status, length = int(Number(line[9:12])), -1
 	if status == 204 {
 		length = 0
 	}
@@ -180,7 +180,7 @@ func (w *Web) once(c *webConn, body *Content, n int64) (status int, length int64
 			break
 		}
 		if name, value, _ := bytes.Cut(line, []byte{':'}); len(name) == len("content-length") && strings.EqualFold("content-length", string(name)) {
-			length = number(bytes.TrimSpace(value))
+			length = Number(bytes.TrimSpace(value))
 		}
 	}
 	if length < 0 {
