@@ -273,7 +273,8 @@ func (v *Volume) prepare() error {
 			return fmt.Errorf("flush dev%d: %w", v.id, err)
 		}
 		if reliable && v.mount.Exclusive {
-			v.group = newFlusher(&v.dirs.pace, v.flushAll)
+			// Each file waits for two of these, which is company enough.
+			v.group = newFlusher(nil, v.flushAll)
 		}
 	}
 	u, err := v.measure()

@@ -76,7 +76,7 @@ func TestPaceOfFlushes(t *testing.T) {
 	const ms = time.Millisecond
 	for _, c := range []struct {
 		name    string
-		users   int           // who shared the last flush
+		users   int           // who shared the last flush; below 0: there is no pace
 		usually time.Duration // that flushes take
 		after   time.Duration // between the beginning of that and the call
 		want    time.Duration // between both beginnings
@@ -85,11 +85,15 @@ func TestPaceOfFlushes(t *testing.T) {
 		{"in company", companyUsers, 2 * ms, ms, paceShare * 2 * ms},
 		{"on a quick disk", companyUsers, ms / 10, 0, paceShare * ms / 10},
 		{"on a slow disk", companyUsers, 50 * ms, ms, longestPace},
+		{"without a pace", -1, 0, ms, ms},
 		{"after the pace", companyUsers, 2 * ms, 9 * ms, 9 * ms},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				p := &pace{began: time.Now(), users: c.users, usually: c.usually}
+				if c.users < 0 {
+					p = nil
+				}
 				disk := &flushes{start: time.Now()}
 				time.Sleep(c.after)
 				if err := newFlusher(p, disk.run).flush(); err != nil {
