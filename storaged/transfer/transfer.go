@@ -132,7 +132,7 @@ func New(o Options) *Transfers {
 			Proxy:                  nil, // whatever the environment says
 			DialContext:            dial.DialContext,
 			DisableCompression:     true,
-			MaxIdleConnsPerHost:    o.PerDevice,
+			MaxIdleConnsPerHost:    8 * o.PerDevice, // several devices fetch from one host
 			MaxIdleConns:           64 * o.PerDevice,
 			IdleConnTimeout:        30 * time.Second,
 			MaxResponseHeaderBytes: 64 << 10,

@@ -102,6 +102,11 @@ func (e *StatusError) Is(target error) bool {
 	return target == ErrUnreachable
 }
 
+// keptForOrders is how many connections to a storage daemon are kept for further
+// orders: what all replication workers of a tracker use at once for small files,
+// with the usual 20 of them and two hosts.
+const keptForOrders = 64
+
 // New makes a client. It must be closed.
 func New(o Options) *Client {
 	if o.PoolSize <= 0 {
@@ -138,7 +143,8 @@ func New(o Options) *Client {
 	c.probes, c.small = c.lane(4<<10), c.lane(4<<10)
 	c.reads, c.writes = c.lane(bufferSize), c.lane(bufferSize)
 	c.orders = c.lane(4 << 10)
-	c.orders.MaxConnsPerHost = 0 // who orders bounds how many there are
+	// Who orders bounds how many there are, and all of those come back for more.
+	c.orders.MaxConnsPerHost, c.orders.MaxIdleConnsPerHost, c.orders.MaxIdleConns = 0, keptForOrders, 8*keptForOrders
 	return c
 }
 
