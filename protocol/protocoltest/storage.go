@@ -30,12 +30,8 @@ type Storage struct {
 // NewStorage serves on a free port of addr ("127.0.0.1") until the test ends.
 func NewStorage(t testing.TB, addr string) *Storage {
 	t.Helper()
-	l, err := net.Listen("tcp", addr+":0")
-	if err != nil {
-		t.Fatal(err)
-	}
 	s := &Storage{files: make(map[string][]byte)}
-	s.server = &httptest.Server{Listener: l, Config: &http.Server{Handler: s}}
+	s.server = &httptest.Server{Listener: listen(t, addr), Config: &http.Server{Handler: s}}
 	s.server.Start()
 	t.Cleanup(s.server.Close)
 	return s

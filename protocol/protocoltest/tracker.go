@@ -41,10 +41,7 @@ type Tracker struct {
 // begin with "!".
 func NewTracker(t testing.TB, handle func(protocol.Request) Reply, console func(line string) []string) *Tracker {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := listen(t, "127.0.0.1")
 	tr := &Tracker{listener: l, handle: handle, console: console, conns: make(map[net.Conn]bool)}
 	tr.wg.Go(tr.serve)
 	t.Cleanup(tr.Close)

@@ -173,6 +173,8 @@ type goldenConn struct {
 // newGolden starts the cluster of a session, and connects to its first tracker.
 func newGolden(t *testing.T, file string, spec Spec) *golden {
 	t.Helper()
+	// As MogileFS has it by default: !stats shows it.
+	spec.TrackerArgs = append([]string{"--query-jobs", "20"}, spec.TrackerArgs...)
 	g := &golden{t: t, Cluster: StartCluster(t, spec), file: file, conns: map[string]*goldenConn{}}
 	g.values = map[string]string{
 		"port": strconv.Itoa(g.Port), "mgmt": strconv.Itoa(g.Port + 1), "getport": strconv.Itoa(g.Port + 2),
